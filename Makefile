@@ -1,0 +1,91 @@
+# Context Store: one command each. `make` alone lists them.
+#
+# A fresh machine needs Python 3.11+, a Rust toolchain and make; everything else goes into .venv from the lock files.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+RUST_SOURCES := $(wildcard node/raft_core/Cargo.toml node/raft_core/Cargo.lock node/raft_core/src/*.rs)
+
+.PHONY: help setup run test lint format types bench demo wheel docs docs-settings lock ci clean e2e chaos
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+setup: $(VENV)/.installed ## Create .venv, install the locked dependencies and build the package into it
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.dependencies: $(VENV)/.python requirements-uv.lock requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies pyproject.toml $(RUST_SOURCES)
+	@command -v cargo >/dev/null || { echo "A Rust toolchain (cargo) is needed to build the Raft core: https://rustup.rs" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: setup ## Run one node on http://127.0.0.1:4000 (ARGS="--port 4100 --data-dir data")
+	exec $(BIN)/contextstore dev $(ARGS)
+
+test: setup ## Run all tests (ARGS="tests/contexts -k pins")
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Check format, lint, layers, locks and the Rust crate
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_locks.py
+	cd node/raft_core && cargo fmt --check && cargo clippy --locked --release --all-targets -- -D warnings
+
+format: setup ## Format Python and Rust
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	cd node/raft_core && cargo fmt
+
+types: setup ## Check types (mypy --strict)
+	$(BIN)/mypy
+
+bench: setup ## Measure the node beside a bare endpoint
+	$(BIN)/python bench/run.py $(ARGS)
+
+demo: setup ## Windows of real conversations at 2,000, 4,000 and 8,000 tokens, beside two naive ways
+	$(BIN)/python bench/demo.py $(ARGS)
+
+wheel: setup ## Build a wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+docs-settings: setup ## Regenerate docs/settings.md from settings.py
+	$(BIN)/python -m context_node.settings > docs/settings.md
+
+docs: setup ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+lock: $(VENV)/.python ## Resolve the dependencies again and rewrite the lock files
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	PATH="$(abspath $(BIN)):$$PATH" tools/lock.sh
+
+ci: ## What CI runs
+	.ci/run
+
+clean: ## Remove everything that was built (not the data directory)
+	rm -rf $(VENV) build dist site node/*.egg-info node/raft_core/target node/context_node/raft/*.so \
+		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+e2e: ## End-to-end tests on Kubernetes (not yet: they come with the cluster)
+	@echo "make e2e: there are no end-to-end tests yet; they come with the cluster" >&2; exit 1
+
+chaos: ## Faults injected into a cluster (not yet: they come with the cluster)
+	@echo "make chaos: there are no chaos runs yet; they come with the cluster" >&2; exit 1
