@@ -1,99 +1,91 @@
-# Developer commands. `make` alone lists them. The same targets run locally and in CI (.ci/run).
-# Needs on the machine: Python 3.11 or later, a Rust toolchain (cargo) and make. Everything else goes into .venv.
+# Context Store: one command each. `make` alone lists them.
+#
+# A fresh machine needs Python 3.11+, a Rust toolchain and make; everything else goes into .venv from the lock files.
 
-SHELL := bash
+SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+	if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-RUST_SOURCES := $(shell find node/raft_core -name target -prune -o -type f \( -name '*.rs' -o -name 'Cargo.*' \) -print 2>/dev/null)
+RUST_SOURCES := $(wildcard node/raft_core/Cargo.toml node/raft_core/Cargo.lock node/raft_core/src/*.rs)
 
-.PHONY: help
-help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+.PHONY: help setup run test lint format types bench demo wheel docs docs-settings lock ci clean e2e chaos
 
-# Each stamp is newer than what it was made from, so a second `make setup` is a few stat calls.
-$(VENV)/.venv-stamp:
-	@test -n "$(PYTHON)" || { echo "Context Store needs Python 3.11 or later on PATH (or: make PYTHON=/path/to/python)"; exit 1; }
-	@command -v cargo >/dev/null || { echo "Context Store needs a Rust toolchain: https://rustup.rs"; exit 1; }
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+setup: $(VENV)/.installed ## Create .venv, install the locked dependencies and build the package into it
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.deps-stamp: $(VENV)/.venv-stamp requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+$(VENV)/.dependencies: $(VENV)/.python requirements-uv.lock requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock
 	@touch $@
 
-$(VENV)/.install-stamp: $(VENV)/.deps-stamp pyproject.toml $(RUST_SOURCES)
+$(VENV)/.installed: $(VENV)/.dependencies pyproject.toml $(RUST_SOURCES)
+	@command -v cargo >/dev/null || { echo "A Rust toolchain (cargo) is needed to build the Raft core: https://rustup.rs" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: setup
-setup: $(VENV)/.install-stamp ## create .venv with the locked dependencies and build the project into it
+run: setup ## Run one node on http://127.0.0.1:4000 (ARGS="--port 4100 --data-dir data")
+	exec $(BIN)/contextstore dev $(ARGS)
 
-.PHONY: run
-run: setup ## start one node at http://127.0.0.1:4000 (ARGS="--port 4100" for more)
-	$(BIN)/contextstore dev $(ARGS)
-
-.PHONY: test
-test: setup ## run the tests (ARGS="tests/contexts -k window" for some)
+test: setup ## Run all tests (ARGS="tests/contexts -k pins")
 	$(BIN)/python -m pytest $(ARGS)
 
-.PHONY: lint
-lint: setup ## check format, lint, layers and Rust (cargo fmt, clippy)
+lint: setup ## Check format, lint, layers, locks and the Rust crate
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports --no-cache
-	cargo fmt --manifest-path node/raft_core/Cargo.toml --check
-	cargo clippy --quiet --locked --manifest-path node/raft_core/Cargo.toml --all-targets -- -D warnings
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_locks.py
+	cd node/raft_core && cargo fmt --check && cargo clippy --locked --release --all-targets -- -D warnings
 
-.PHONY: format
-format: setup ## rewrite sources in the project's format
-	$(BIN)/ruff check --fix-only --quiet .
+format: setup ## Format Python and Rust
 	$(BIN)/ruff format .
-	cargo fmt --manifest-path node/raft_core/Cargo.toml
+	$(BIN)/ruff check --fix .
+	cd node/raft_core && cargo fmt
 
-.PHONY: types
-types: setup ## check types (mypy --strict)
+types: setup ## Check types (mypy --strict)
 	$(BIN)/mypy
 
-.PHONY: bench
-bench: setup ## measure the node beside bare endpoints in one run
-	$(BIN)/python -m bench $(ARGS)
+bench: setup ## Measure the node beside a bare endpoint
+	$(BIN)/python bench/run.py $(ARGS)
 
-.PHONY: demo
-demo: setup ## show windows of real conversations at three budgets, beside naive trimming
-	$(BIN)/python -m bench.demo $(ARGS)
+demo: setup ## Windows of real conversations at 2,000, 4,000 and 8,000 tokens, beside two naive ways
+	$(BIN)/python bench/demo.py $(ARGS)
 
-.PHONY: docs
-docs: setup ## build the documentation into site/, strictly
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "docs: site/index.html"
+wheel: setup ## Build a wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-.PHONY: docs-settings
-docs-settings: setup ## write docs/settings.md from settings.py
-	$(BIN)/python -m context_node.settings docs/settings.md
+docs-settings: setup ## Regenerate docs/settings.md from settings.py
+	$(BIN)/python -m context_node.settings > docs/settings.md
 
-.PHONY: wheel
-wheel: setup ## build a wheel into dist/
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
-	@ls -1 dist/*.whl
+docs: setup ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
 
-.PHONY: lock
-lock: setup ## resolve pyproject.toml again into the two lock files (needs the network; UPGRADE=1 for newer versions)
-	$(BIN)/python tools/lock.py $(if $(UPGRADE),--upgrade)
+lock: $(VENV)/.python ## Resolve the dependencies again and rewrite the lock files
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	PATH="$(abspath $(BIN)):$$PATH" tools/lock.sh
 
-.PHONY: e2e chaos
-e2e chaos: ## (come with the cluster)
-	@echo "make $@: there is nothing to run yet, these tests come with the cluster"; exit 1
+ci: ## What CI runs
+	.ci/run
 
-.PHONY: clean
-clean: ## remove what the other targets made (not your data directories)
-	rm -rf $(VENV) build dist site node/*.egg-info node/context_node/raft/_core*.so node/raft_core/target
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+clean: ## Remove everything that was built (not the data directory)
+	rm -rf $(VENV) build dist site node/*.egg-info node/raft_core/target node/context_node/raft/*.so \
+		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+e2e: ## End-to-end tests on Kubernetes (not yet: they come with the cluster)
+	@echo "make e2e: there are no end-to-end tests yet; they come with the cluster" >&2; exit 1
+
+chaos: ## Faults injected into a cluster (not yet: they come with the cluster)
+	@echo "make chaos: there are no chaos runs yet; they come with the cluster" >&2; exit 1
