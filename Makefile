@@ -71,7 +71,7 @@ docs-settings: setup ## Regenerate docs/settings.md from settings.py
 	$(BIN)/python -m context_node.settings > docs/settings.md
 
 docs: setup ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock: $(VENV)/.python ## Resolve the dependencies again and rewrite the lock files
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
