@@ -1,0 +1,459 @@
+"""The Raft log of all shards of a node: one SQLite database, one row and one fsync per batch.
+
+Knows: batches of opaque records, which of them are still needed, each shard's checkpointed hard state, truncation point
+and generation. Does not know: what an entry says, tasks, timers, messages.
+
+Invariants
+- What `commit` returned for is on the disk, whole, and `recover` finds it after any loss of power (P1, P2, P12).
+- Opening rewrites and syncs what was found in the WAL and then commits once: what is recovered is durable before
+  anybody acts on it (P9), also after an fsync that failed and left clean-looking pages in memory (P10).
+- Any error of the file poisons the store: every later call raises. Opening it again finds every committed batch.
+- A batch that is not exactly what was written stops the start; nothing is skipped in silence.
+- A batch is deleted only when all its entries are below their shard's truncation point or voided and no newest hard
+  state is in it; the hard state that `truncate` writes is in the same transaction (P7).
+
+Threads: everything runs on the owner's thread (the event loop) but what `seal` returned, `checkpoint`, `scrub` and
+`close`, which a worker may run. While one of these runs nobody else may call; it raises `StoreInUse` if somebody does.
+The rows are bound on the event loop because a worker would wait for the interpreter's lock at each row; only COMMIT,
+which waits for the disk, is worth a thread.
+
+The connection locks the file exclusively: no shared-memory index, and a second process on the same data is refused.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import apsw
+
+from context_node.runtime.databases import (
+    REAL_DISK,
+    WAL_FRAME_BYTES,
+    DatabaseOptions,
+    DiskAccess,
+    StorageError,
+    StorageFailed,
+    StoreInUse,
+    Synchronous,
+    abandon,
+    open_database,
+    pages_written,
+    storage_error,
+)
+from context_node.runtime.log_codec import RECORDS_MAX, pack_batch, unpack_batch
+from context_node.runtime.log_index import BatchCounts, ShardSpans, check_follows
+from context_node.runtime.log_recovery import read_log, signed
+from context_node.runtime.log_rows import (
+    FORMAT_VERSION,
+    SCHEMA,
+    CommitReport,
+    HardState,
+    LogIdentity,
+    LogSlice,
+    LogStats,
+    RecordCodec,
+    RecoveredShard,
+    ShardRow,
+)
+
+DELETES_PER_COMMIT = 32
+"""Most dead batches deleted by one commit: bounds what a truncation adds to the commits after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """`cache_bytes`: page cache. `wal_bytes_max`: WAL size from which a checkpoint is due, in [1 MiB, 1 GiB].
+
+    `synchronous` is FULL; anything else exists for the test that shows the loss.
+    """
+
+    cache_bytes: int = 2 * 1024 * 1024
+    wal_bytes_max: int = 16 * 1024 * 1024
+    synchronous: Synchronous = "FULL"
+    disk: DiskAccess = REAL_DISK
+
+
+class LogStore:
+    """See the module's docstring. Call `recover` once, first."""
+
+    def __init__(
+        self, path: str, identity_if_new: LogIdentity, codec: RecordCodec, options: LogOptions = LogOptions()
+    ) -> None:
+        """Open the log at `path`, or create it as `identity_if_new`; the caller compares `identity` with its own.
+
+        Raises `StorageError`; `StorageFailed` also for a format that this version does not read.
+        """
+        self.path = path
+        self._codec = codec
+        self._options = options
+        self._poison: StorageError | None = None
+        self._busy = False
+        self._open = False
+        self._rows: dict[int, ShardRow] = {}
+        self._spans: dict[int, ShardSpans] = {}
+        self._counts = BatchCounts()
+        self._dead: deque[int] = deque()
+        self._next_batch = 0
+        self._report = CommitReport(0, 0, 0)
+        self._commits = self._batches = self._records = self._record_bytes = self._checkpoints = 0
+        self._database = open_database(
+            path,
+            DatabaseOptions(
+                synchronous=options.synchronous, cache_bytes=options.cache_bytes, exclusive=True, disk=options.disk
+            ),
+        )
+        self._execute = self._database.execute
+        try:
+            self.boot, self.identity = self._first_commit(identity_if_new)
+        except (apsw.Error, StorageError) as error:
+            abandon(self._database)
+            raise storage_error(path, "open", error, self._database) from error
+        self._wal_start = pages_written(self._database)
+
+    # -- start -------------------------------------------------------------------------------------------------------
+
+    def recover(self) -> dict[int, RecoveredShard]:
+        """All shards as the disk knows them. Once, before anything else.
+
+        Raises `StorageFailed` that names the batch if a row is damaged or entries are missing.
+        """
+        self._check_usable()
+        if self._next_batch:
+            raise RuntimeError("the log was recovered already")
+        try:
+            found = read_log(self._database, self.path, self._codec)
+        except (apsw.Error, StorageError) as error:
+            raise self._fail("recover", error) from error
+        self._rows, self._spans, self._counts = found.rows, found.spans, found.counts
+        self._dead.extend(found.dead)
+        self._next_batch = found.next_batch
+        return found.shards
+
+    # -- writing: bound on the event loop, made durable by `seal` ----------------------------------------------------
+
+    def append(self, records: Sequence[tuple[int, bytes]]) -> int:
+        """Add one batch of (shard, record) to the open transaction; returns its number.
+
+        A shard may stand there more than once, in order. Raises `ValueError` before anything changed if a shard is
+        unknown, a record empty or its entries do not follow; `StorageError` otherwise.
+        """
+        self._check_usable()
+        checked = self._checked(records)
+        number = self._next_batch
+        row = pack_batch(number, [(shard, self._rows[shard].replica_id, record) for shard, record in records])
+        self._bind("INSERT INTO batches VALUES(?,?)", (number, row))
+        self._next_batch += 1
+        freed: list[int] = []
+        for slot, ((shard, record), bounds) in enumerate(zip(records, checked, strict=True)):
+            self._counts.add(number)
+            freed += self._spans[shard].append(number, slot, bounds, len(record))
+        self._release(freed)
+        record_bytes = sum(len(record) for _, record in records)
+        before = self._report
+        self._report = CommitReport(number, before.records + len(records), before.record_bytes + record_bytes)
+        return number
+
+    def truncate(self, shard: int, index: int, term: int, hard_state: tuple[int, int, int]) -> None:
+        """Entries up to `index`, whose term is `term`, are no longer needed (P7), from the next commit on.
+
+        `hard_state` is the newest the replica has, durable or not: it is written in the same transaction, because the
+        records that held it may go. An index not above the last one only refreshes the hard state. The caller has
+        *fsynced* the state database up to `index`. Raises `ValueError` for an index beyond the log's end or a hard
+        state that goes back.
+        """
+        self._check_usable()
+        row, spans = self._row(shard), self._spans[shard]
+        state = HardState(*hard_state)
+        if index > spans.last_index:
+            raise ValueError(f"cannot truncate shard {shard} to {index}: its log ends at {spans.last_index}")
+        if row.hard_state.merged(state) != state:
+            raise ValueError(f"hard state {tuple(state)} of shard {shard} is older than {tuple(row.hard_state)}")
+        if index <= row.truncated_index:
+            index, term = row.truncated_index, row.truncated_term
+        newest = self._next_batch - 1
+        self._write_row(shard, ShardRow(row.replica_id, row.generation, state, index, term, row.since_batch, newest))
+        self._release(spans.truncate(index))
+
+    def install(
+        self, shard: int, replica_id: int, generation: str, hard_state: tuple[int, int, int], index: int, term: int
+    ) -> None:
+        """Begin a replica, or replace what it has by a snapshot: one row switches all of it (P6), with the next commit.
+
+        The state database `generation` holds everything up to entry `index` of `term` and is durable with its name;
+        nothing that this shard appended before, hard states included, counts any more.
+        """
+        self._check_usable()
+        newest = self._next_batch - 1
+        row = ShardRow(replica_id, generation, HardState(*hard_state), index, term, newest, newest)
+        self._write_row(shard, row)
+        before = self._spans.get(shard)
+        self._spans[shard] = ShardSpans(index)
+        if before is not None:
+            self._release(before.batches())
+
+    def remove(self, shard: int) -> None:
+        """Forget the replica of `shard`, from the next commit on. Unknown shards are ignored."""
+        self._check_usable()
+        if self._rows.pop(shard, None) is None:
+            return
+        self._bind("DELETE FROM shards WHERE shard=?", (shard,))
+        self._release(self._spans.pop(shard).batches())
+
+    def seal(self) -> Callable[[], CommitReport]:
+        """Close the open transaction for changes; the caller runs what is returned, in a worker if it likes.
+
+        That call is the COMMIT with its fsync; when it returns, all since the last one is durable. Until then the store
+        has no other user. It raises `StorageError`, after which the store is poisoned (P10).
+        """
+        self._check_usable()
+        if self._open:
+            self._delete_dead(DELETES_PER_COMMIT)
+        self._busy = True
+        return self._commit
+
+    def commit(self) -> CommitReport:
+        """`seal` and commit in this thread."""
+        return self.seal()()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def read(self, shard: int, first: int, last: int, bytes_max: int) -> list[LogSlice]:
+        """Entries [first, last] of `shard` from the disk, for a follower that lags; ascending, without gaps.
+
+        Ends early once the records hold `bytes_max` bytes (the first is always given), and is empty when `first` is
+        gone or not there yet. Raises `StorageError`.
+        """
+        self._check_usable()
+        slices: list[LogSlice] = []
+        size = 0
+        for span in self._spans[shard].covering(first, last):
+            if not slices and span.first > first:
+                return []
+            try:
+                row = self._execute("SELECT records FROM batches WHERE batch=?", (span.batch,)).get
+                record = unpack_batch(span.batch, row)[span.slot][2]
+            except (apsw.Error, ValueError, TypeError) as error:
+                raise self._fail(f"read batch {span.batch}", error) from error
+            slices.append(LogSlice(max(first, span.first), min(last, span.last), record))
+            size += len(record)
+            if size >= bytes_max:
+                break
+        return slices
+
+    def first_index(self, shard: int) -> int | None:
+        """The oldest entry of `shard` that `read` can still give, None if there is none."""
+        return self._spans[shard].first_index()
+
+    def last_index(self, shard: int) -> int:
+        """The newest entry of `shard`, or its truncation point."""
+        return self._spans[shard].last_index
+
+    def shard_bytes(self, shard: int) -> int:
+        """Bytes of the records that `shard` still needs."""
+        return self._spans[shard].live_bytes
+
+    def oldest_needed(self) -> int | None:
+        """The oldest batch that some shard still needs, None if no batch is needed."""
+        return self._counts.oldest()
+
+    @property
+    def newest_batch(self) -> int:
+        """The number of the newest batch, 0 before the first."""
+        return max(0, self._next_batch - 1)
+
+    def pinning_shards(self, through_batch: int | None = None) -> list[int]:
+        """The shards whose oldest needed record is in a batch up to `through_batch` (default: the oldest needed one).
+
+        The owner flushes and truncates these, idle ones too, when the log has grown too long or must forget a purge.
+        """
+        limit = self.oldest_needed() if through_batch is None else through_batch
+        if limit is None:
+            return []
+        oldest = {shard: spans.oldest_batch() for shard, spans in self._spans.items()}
+        return sorted(shard for shard, batch in oldest.items() if batch is not None and batch <= limit)
+
+    # -- upkeep ------------------------------------------------------------------------------------------------------
+
+    @property
+    def wal_bytes(self) -> int:
+        """Bytes written to the WAL since it was last carried over."""
+        return (pages_written(self._database) - self._wal_start) * WAL_FRAME_BYTES
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether the WAL has reached the size from which `checkpoint` is due."""
+        return self.wal_bytes >= self._options.wal_bytes_max
+
+    def checkpoint(self) -> None:
+        """Carry the WAL over into the database file, so that it starts anew. Between commits; a worker may run it."""
+        self._alone("checkpoint", lambda: self._carry_over(apsw.SQLITE_CHECKPOINT_PASSIVE))
+
+    def scrub(self) -> None:
+        """Take the bytes of deleted batches out of the files. Between commits; a worker may run it.
+
+        Forgets only what is no longer needed. For a purge: note `newest_batch`, flush and truncate the `pinning_shards`
+        up to it, commit, then scrub. Costs a rewrite of what is left, in memory: a log that is nearly empty by then.
+        """
+
+        def work() -> None:
+            while self._dead:
+                self._begin()
+                self._delete_dead(1024)
+                self._execute("COMMIT")
+                self._open = False
+                self._commits += 1
+            self._execute("VACUUM")
+            self._carry_over(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+        self._alone("scrub", work)
+
+    def stats(self) -> LogStats:
+        """Counters for the metrics."""
+        return LogStats(
+            self._commits,
+            self._batches,
+            self._records,
+            self._record_bytes,
+            self._checkpoints,
+            0 if self._poison else self.wal_bytes,
+            len(self._dead),
+        )
+
+    def close(self) -> None:
+        """Close the files; what is not committed is gone. May be repeated."""
+        if self._busy:
+            raise StoreInUse(f"{self.path} was closed while its commit or checkpoint ran")
+        if self._poison is not None:
+            abandon(self._database)
+            return
+        self._poison = StorageFailed(self.path, "use", "the store is closed")
+        try:
+            self._database.close()
+        except apsw.Error as error:
+            abandon(self._database)
+            raise storage_error(self.path, "close", error) from error
+
+    # -- helpers, in calling order -----------------------------------------------------------------------------------
+
+    def _first_commit(self, identity_if_new: LogIdentity) -> tuple[int, LogIdentity]:
+        self._execute("BEGIN IMMEDIATE")
+        if self._execute("SELECT count(*) FROM sqlite_schema WHERE name='meta'").get == 0:
+            self._execute(SCHEMA)
+            new = {
+                "format": FORMAT_VERSION,
+                "store_uuid": identity_if_new.store_uuid,
+                "cluster_id": identity_if_new.cluster_id,
+                "created_ms": identity_if_new.created_ms,
+                "boot": 0,
+            }
+            self._database.executemany("INSERT INTO meta VALUES(?,?)", new.items())
+        self._execute("UPDATE meta SET value=value+1 WHERE key='boot'")
+        meta: dict[str, Any] = {str(key): value for key, value in self._execute("SELECT key, value FROM meta")}
+        if meta.get("format") != FORMAT_VERSION:
+            raise StorageFailed(self.path, "open", f"log format {meta.get('format')} is not {FORMAT_VERSION}")
+        self._execute("COMMIT")
+        self._commits += 1
+        return meta["boot"], LogIdentity(meta["store_uuid"], meta["cluster_id"], meta["created_ms"])
+
+    def _checked(self, records: Sequence[tuple[int, bytes]]) -> list[tuple[int, int, bool]]:
+        if not 0 < len(records) <= RECORDS_MAX:
+            raise ValueError(f"a batch holds 1 to {RECORDS_MAX} records, not {len(records)}")
+        ends: dict[int, int] = {}
+        checked = []
+        for shard, record in records:
+            bounds = self._codec.bounds(record)
+            spans = self._spans.get(shard)
+            if spans is None:
+                raise ValueError(f"shard {shard} has no replica in this log")
+            ends[shard] = check_follows(ends.get(shard, spans.last_index), bounds)
+            if bounds[1] and bounds[0] <= self._rows[shard].truncated_index:
+                raise ValueError(f"entries of shard {shard} from {bounds[0]} on would void truncated ones")
+            checked.append(bounds)
+        return checked
+
+    def _row(self, shard: int) -> ShardRow:
+        row = self._rows.get(shard)
+        if row is None:
+            raise ValueError(f"shard {shard} has no replica in this log")
+        return row
+
+    def _write_row(self, shard: int, row: ShardRow) -> None:
+        state = row.hard_state
+        values = (shard, signed(row.replica_id), row.generation, state.term, signed(state.vote), state.commit)
+        points = (row.truncated_index, row.truncated_term, row.since_batch, row.flushed_batch)
+        self._bind("INSERT OR REPLACE INTO shards VALUES(?,?,?,?,?,?,?,?,?,?)", values + points)
+        self._rows[shard] = row
+
+    def _release(self, batches: Sequence[int]) -> None:
+        self._dead.extend(batch for batch in batches if self._counts.release(batch))
+
+    def _bind(self, sql: str, values: tuple[int | str | bytes, ...]) -> None:
+        try:
+            self._begin()
+            self._execute(sql, values)
+        except apsw.Error as error:
+            raise self._fail("write", error) from error
+
+    def _begin(self) -> None:
+        if not self._open:
+            self._execute("BEGIN IMMEDIATE")
+            self._open = True
+
+    def _delete_dead(self, batches_max: int) -> None:
+        dead = [(batch,) for batch in islice(self._dead, batches_max)]
+        if not dead:
+            return
+        try:
+            self._database.executemany("DELETE FROM batches WHERE batch=?", dead)
+        except apsw.Error as error:
+            raise self._fail("delete", error) from error
+        for _ in dead:
+            self._dead.popleft()
+
+    def _commit(self) -> CommitReport:
+        report, self._report = self._report, CommitReport(0, 0, 0)
+        try:
+            if self._open:
+                self._execute("COMMIT")
+                self._open = False
+                self._commits += 1
+        except apsw.Error as error:
+            raise self._fail("commit", error) from error
+        finally:
+            self._busy = False
+        self._batches += report.batch != 0
+        self._records += report.records
+        self._record_bytes += report.record_bytes
+        return report
+
+    def _alone(self, operation: str, work: Callable[[], None]) -> None:
+        self._check_usable()
+        if self._open:
+            raise StoreInUse(f"{operation} on {self.path} before the open transaction was committed")
+        self._busy = True
+        try:
+            work()
+        except apsw.Error as error:
+            raise self._fail(operation, error) from error
+        finally:
+            self._busy = False
+
+    def _carry_over(self, mode: int) -> None:
+        frames, carried = self._database.wal_checkpoint(mode=mode)
+        if frames == carried:
+            self._wal_start = pages_written(self._database)
+        self._checkpoints += 1
+
+    def _check_usable(self) -> None:
+        if self._busy:
+            raise StoreInUse(f"{self.path} was used while its commit or checkpoint ran")
+        if self._poison is not None:
+            raise StorageFailed(self.path, "use", f"an earlier operation failed: {self._poison}") from self._poison
+
+    def _fail(self, operation: str, error: BaseException) -> StorageError:
+        """Poison the store (P10) and name the failure."""
+        failure = storage_error(self.path, operation, error, self._database)
+        self._poison = self._poison or failure
+        return failure
