@@ -120,6 +120,10 @@ impl Group {
             if election_ticks > 1 << 20 {
                 return Err(Failure::Invalid("election_ticks <= 1048576".into()));
             }
+            let numbers = [term, commit, snapshot_index, snapshot_term, applied];
+            if numbers.iter().any(|number| *number >= 1 << 62) {
+                return Err(Failure::Invalid("terms and indexes are below 2**62".into()));
+            }
             let config = Config {
                 id: replica_id,
                 election_tick: election_ticks,
@@ -295,7 +299,7 @@ impl Group {
     fn term_at(&self, py: Python<'_>, index: u64) -> PyResult<Option<u64>> {
         self.look(py, |replica| {
             let log = &replica.node.raft.raft_log;
-            let held = index + 1 >= log.first_index() && index <= log.last_index();
+            let held = index >= log.first_index() - 1 && index <= log.last_index();
             held.then(|| log.term(index).ok()).flatten()
         })
     }

@@ -3,6 +3,9 @@
 //! No threads, no I/O, no clock, no randomness but the caller's seed. `_core.pyi` is the reference of
 //! the Python side; `context_node/raft/__init__.py` states what its caller owes.
 
+// Generated protobuf types hold private caches: literals with `..Default::default()` are longer.
+#![allow(clippy::field_reassign_with_default)]
+
 mod failure;
 mod group;
 mod members;
@@ -20,6 +23,7 @@ use raft::eraftpb::EntryType;
 
 use failure::Failure;
 
+type Change<'py> = (Vec<(u8, u64)>, Bound<'py, PyBytes>);
 type Members = (Vec<u64>, Vec<u64>, Vec<u64>, Vec<u64>, bool);
 
 /// Unpacks a record: `(hard state or None, first index, [(index, term, kind, data, context)])`.
@@ -79,11 +83,7 @@ fn decode_conf_state(py: Python<'_>, data: &[u8]) -> PyResult<Members> {
 
 /// `([(kind of change, replica id)], context)` of a committed configuration entry.
 #[pyfunction]
-fn decode_conf_change<'py>(
-    py: Python<'py>,
-    kind: u8,
-    data: &[u8],
-) -> PyResult<(Vec<(u8, u64)>, Bound<'py, PyBytes>)> {
+fn decode_conf_change<'py>(py: Python<'py>, kind: u8, data: &[u8]) -> PyResult<Change<'py>> {
     let entry_type = match kind {
         1 => EntryType::EntryConfChange,
         2 => EntryType::EntryConfChangeV2,

@@ -97,9 +97,9 @@ pub fn messages_list(py: Python<'_>, messages: Vec<Message>) -> PyResult<Py<PyLi
     let list = PyList::empty(py);
     for message in messages {
         let size = message.compute_size() as usize;
-        let packed = PyBytes::new_with(py, size, |mut buffer| {
+        let packed = PyBytes::new_with(py, size, |buffer| {
             // compute_size() above cached the sizes of nested messages, which this relies on.
-            let mut out = protobuf::CodedOutputStream::bytes(&mut buffer);
+            let mut out = protobuf::CodedOutputStream::bytes(buffer);
             let written = message
                 .write_to_with_cached_sizes(&mut out)
                 .and_then(|()| out.flush());

@@ -16,6 +16,9 @@
 //! above a record's first index are replaced by it (P5: writing an entry truncates what follows).
 //! Hard states merge without regard to order: the higher term wins with its vote; within one term a
 //! vote is never taken back; commit is the maximum. Two votes in one term are corruption.
+//!
+//! A record says nothing of a snapshot: the log store drops the group's older records, or at least their
+//! entries, in the transaction that switches to the snapshot (P6), and keeps its index and term itself.
 
 use std::collections::VecDeque;
 

@@ -474,7 +474,12 @@ impl Replica {
         let Some(entry) = entry else {
             return invalid(format!("entry {index} is no longer in memory"));
         };
-        let change = members::change_in(entry.get_entry_type(), &entry.data.clone());
+        let change = members::change_in(entry.get_entry_type(), &entry.data);
+        if refuse && change.as_ref().is_ok_and(|change| change.leave_joint()) {
+            return invalid(
+                "leaving a joint configuration cannot be refused: it would last for ever",
+            );
+        }
         self.changes_due.pop_front();
         if let (Ok(change), false) = (change, refuse) {
             // An error here is the same on every replica: all are in the same configuration. The entry then changes nothing.
