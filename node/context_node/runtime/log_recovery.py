@@ -47,61 +47,110 @@ def unsigned(number: int) -> int:
 def read_log(database: apsw.Connection, path: str, codec: RecordCodec) -> FoundLog:
     """Read everything. Raises `StorageFailed`, or `apsw.Error` for what the library finds."""
     found = FoundLog()
-    records: dict[int, list[bytes]] = {}
-    newest_state: dict[int, bytes] = {}
     for shard, replica_id, generation, term, vote, commit, *points in database.execute(_SHARDS):
         state = HardState(term, unsigned(vote), commit)
         found.rows[shard] = row = ShardRow(unsigned(replica_id), generation, state, *points)
         found.spans[shard] = ShardSpans(row.truncated_index)
-        records[shard] = []
         found.next_batch = max(found.next_batch, row.since_batch + 1, row.flushed_batch + 1)
+    stored: list[_Stored] = []
+    numbers: list[int] = []
     for number, row_bytes in database.execute("SELECT batch, records FROM batches ORDER BY batch"):
-        found.next_batch = max(found.next_batch, number + 1)
+        numbers.append(number)
         try:
-            _read_batch(found, number, row_bytes, codec, records, newest_state)
+            stored += _read_batch(found.rows, number, row_bytes, codec)
         except (BatchDamaged, ValueError) as error:
             raise StorageFailed(path, f"recover batch {number}", error) from error
+    _mark_needed(stored, found.rows)
+    _index(found, stored, path)
+    needed = {record.batch for record in stored if record.needed}
+    found.dead = [number for number in numbers if number not in needed]
+    found.next_batch = max(found.next_batch, numbers[-1] + 1 if numbers else 1)
     for shard, row in found.rows.items():
-        state = row.hard_state
-        if shard in newest_state:
-            try:
-                state = state.merged(HardState(*(codec.hard_state(newest_state[shard]) or state)))
-            except ValueError as error:
-                raise StorageFailed(path, f"recover shard {shard}", error) from error
-        found.shards[shard] = RecoveredShard(
-            row.replica_id, row.generation, state, row.truncated_index, row.truncated_term, records[shard]
-        )
+        found.shards[shard] = _recovered(shard, row, stored, codec, path)
     return found
 
 
-def _read_batch(
-    found: FoundLog,
-    number: int,
-    row_bytes: bytes,
-    codec: RecordCodec,
-    records: dict[int, list[bytes]],
-    newest_state: dict[int, bytes],
-) -> None:
-    freed: list[int] = []
-    needed = 0
+@dataclass(slots=True)
+class _Stored:
+    """A record that its shard has not given up. `first` to `last` are the entries that still count, or 0, 0."""
+
+    batch: int
+    slot: int
+    shard: int
+    first: int
+    last: int
+    has_state: bool
+    data: bytes
+    holds_newest_state: bool = False
+
+    @property
+    def needed(self) -> bool:
+        return bool(self.last) or self.holds_newest_state
+
+
+def _read_batch(rows: dict[int, ShardRow], number: int, row_bytes: bytes, codec: RecordCodec) -> list[_Stored]:
+    stored: list[_Stored] = []
     for slot, (shard, replica_id, record) in enumerate(unpack_batch(number, row_bytes)):
-        row = found.rows.get(shard)
+        row = rows.get(shard)
         if row is None or number <= row.since_batch:
             continue  # removed, or replaced by a snapshot or a new replica: given up in a committed transaction
         if replica_id != row.replica_id:
             raise BatchDamaged(f"shard {shard} has replica {row.replica_id}, the record is of {replica_id}")
         first, last, has_state = codec.bounds(record)
+        if last <= row.truncated_index:
+            first = last = 0
+        # A state that `truncate` has seen is older than the row's.
         has_state = has_state and number > row.flushed_batch
-        if last <= row.truncated_index and not has_state:
-            continue  # truncated, and its hard state is in the row
-        if has_state:
-            newest_state[shard] = record
-        bounds = (first, last, has_state) if last > row.truncated_index else (0, 0, True)
-        check_follows(found.spans[shard].last_index, bounds)
-        found.counts.add(number)
-        needed += 1
-        freed += found.spans[shard].append(number, slot, bounds, len(record))
-        records[shard].append(record)
-    if not needed:
-        found.dead.append(number)
-    found.dead.extend(batch for batch in freed if found.counts.release(batch))
+        stored.append(_Stored(number, slot, shard, first, last, has_state, record))
+    return stored
+
+
+def _mark_needed(stored: list[_Stored], rows: dict[int, ShardRow]) -> None:
+    """Void what a later record of the shard replaced (P5), from the end, and find each shard's newest hard state.
+
+    The batch of a voided record may be gone while another voided one is still here, so a gap means damage only between
+    records that count.
+    """
+    first_valid: dict[int, int] = {}
+    has_newest: set[int] = set()
+    for record in reversed(stored):
+        shard = record.shard
+        if record.has_state and shard not in has_newest:
+            has_newest.add(shard)
+            record.holds_newest_state = True
+        if record.last:
+            limit = first_valid.get(shard, record.last + 1)
+            first_valid[shard] = min(limit, record.first)
+            last = min(record.last, limit - 1)
+            if last < record.first or last <= rows[shard].truncated_index:
+                record.first = record.last = 0
+            else:
+                record.last = last
+
+
+def _index(found: FoundLog, stored: list[_Stored], path: str) -> None:
+    for record in stored:
+        if not record.needed:
+            continue
+        spans = found.spans[record.shard]
+        bounds = (record.first, record.last, record.has_state)
+        try:
+            check_follows(spans.last_index, bounds)
+        except ValueError as error:
+            raise StorageFailed(path, f"recover batch {record.batch}, shard {record.shard}", error) from error
+        found.counts.add(record.batch)
+        spans.append(record.batch, record.slot, bounds, len(record.data))
+
+
+def _recovered(shard: int, row: ShardRow, stored: list[_Stored], codec: RecordCodec, path: str) -> RecoveredShard:
+    state = row.hard_state
+    mine = [record for record in stored if record.shard == shard]
+    for record in mine:
+        newest = codec.hard_state(record.data) if record.holds_newest_state else None
+        if newest is not None:
+            try:
+                state = state.merged(HardState(*newest))
+            except ValueError as error:
+                raise StorageFailed(path, f"recover shard {shard}", error) from error
+    entries = [record.data for record in mine if record.last]
+    return RecoveredShard(row.replica_id, row.generation, state, row.truncated_index, row.truncated_term, entries)

@@ -67,8 +67,9 @@ class RecoveredShard:
     """A shard's replica as the disk knows it after a start.
 
     `generation` names its state database. `truncated_index`, `truncated_term`: the newest entry that is gone.
-    `records` are whole, in order: their entries may begin at or below the truncated index, and a later record's first
-    index voids what came before from there on. `hard_state` is the newest of all.
+    `records` are those with entries that count, whole and in order: the first may begin at or below the truncated
+    index, and a later record's first index voids what came before from there on. `hard_state` is the newest of all,
+    whatever hard states these records hold.
     """
 
     replica_id: int

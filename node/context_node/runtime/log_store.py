@@ -124,7 +124,7 @@ class LogStore:
             raise RuntimeError("the log was recovered already")
         try:
             found = read_log(self._database, self.path, self._codec)
-        except (apsw.Error, StorageError) as error:
+        except (apsw.Error, StorageError, TypeError, ValueError) as error:  # the last two: rows of impossible values
             raise self._fail("recover", error) from error
         self._rows, self._spans, self._counts = found.rows, found.spans, found.counts
         self._dead.extend(found.dead)
