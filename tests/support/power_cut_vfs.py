@@ -36,12 +36,26 @@ class Write:
     offset: int
     data: bytes
 
+    def apply(self, content: bytearray) -> None:
+        """Write it into `content`."""
+        end = self.offset + len(self.data)
+        if end > len(content):
+            content.extend(bytes(end - len(content)))
+        content[self.offset : end] = self.data
+
 
 @dataclass(frozen=True)
 class Truncation:
     """A change of length on its way to the platter."""
 
     length: int
+
+    def apply(self, content: bytearray) -> None:
+        """Cut or extend `content`."""
+        if self.length <= len(content):
+            del content[self.length :]
+        else:
+            content.extend(bytes(self.length - len(content)))
 
 
 @dataclass
@@ -127,8 +141,9 @@ class PowerCutDisk(DiskAccess):
 
     def truncate(self, inode: Inode, length: int) -> None:
         """Cut or extend a file."""
-        _truncate(inode.cached, length)
-        inode.pending.append(Truncation(length))
+        truncation = Truncation(length)
+        truncation.apply(inode.cached)
+        inode.pending.append(truncation)
         self.step()
 
     def sync(self, name: str, inode: Inode) -> None:
@@ -139,7 +154,8 @@ class PowerCutDisk(DiskAccess):
             self.failing_syncs -= 1
             inode.pending.clear()  # marked clean: what did not reach the platter never will by itself
             raise _io_error(apsw.SQLITE_IOERR_FSYNC, "the disk failed a sync")
-        inode.platter[:] = inode.cached
+        for change in inode.pending:
+            change.apply(inode.platter)
         inode.pending.clear()
         if inode.syncs_directory:
             self.durable_names = dict(self.names)
@@ -180,22 +196,10 @@ def _what_reached_the_platter(inode: Inode, rng: random.Random) -> bytes:
     for change in inode.pending:
         if rng.random() >= share:
             continue
-        if isinstance(change, Truncation):
-            _truncate(content, change.length)
-            continue
-        end = change.offset + len(change.data)
-        if end > len(content):
-            content.extend(bytes(end - len(content)))
-        torn = rng.random() < 0.02
-        content[change.offset : end] = rng.randbytes(len(change.data)) if torn else change.data
+        if isinstance(change, Write) and rng.random() < 0.02:
+            change = Write(change.offset, rng.randbytes(len(change.data)))
+        change.apply(content)
     return bytes(content)
-
-
-def _truncate(content: bytearray, length: int) -> None:
-    if length <= len(content):
-        del content[length:]
-    else:
-        content.extend(bytes(length - len(content)))
 
 
 def _io_error(code: int, text: str) -> apsw.IOError:
