@@ -68,7 +68,7 @@ wheel: setup ## Build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 docs-settings: setup ## Regenerate docs/settings.md from settings.py
-	$(BIN)/python -m context_node.settings > docs/settings.md
+	$(BIN)/python -m context_node.settings docs/settings.md
 
 docs: setup ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
