@@ -1,0 +1,215 @@
+"""The replica loop: all shards of a node, one log, one fsync per batch.
+
+A turn drains the Raft groups that have work: what must be durable is gathered into a batch, what is committed is applied and answered. While
+batch k is being synced in the worker, batch k+1 gathers; so one fsync serves every shard that wrote meanwhile. This is where fsync happens before
+a reply: `_commit` hands the batch to the worker, `_committed` tells each group what is durable, and only then do groups commit and replicas answer.
+
+Knows the order of persist, apply and reply (P1-P13). Knows no HTTP, no contexts. Invariants: at most one commit is under way; a group hears
+`persisted` only after the COMMIT that holds its record returned (P12); after a failed commit nothing is acknowledged any more (P10).
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from context_node.runtime.databases import DiskFull, StorageError
+from context_node.runtime.log_store import LogStore
+from context_node.runtime.replica import Replica
+from context_node.runtime.worker import Worker
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Counts since the start; `batch_records` over `commits` is how well fsyncs are shared."""
+
+    commits: int = 0
+    batch_records: int = 0
+    batch_bytes: int = 0
+    applied: int = 0
+
+
+class Engine:
+    """Drives replicas. `on_failure(error)` is called once, when the log could not be written; the engine is dead then."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        log: LogStore,
+        *,
+        boot: bytes,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self.replicas: dict[int, Replica] = {}
+        self.counters = EngineCounters()
+        self.failure: BaseException | None = None
+        self._loop = loop
+        self._log = log
+        self._boot = boot
+        self._on_failure = on_failure
+        self._worker = Worker(loop, "commit")
+        self._queue: list[Replica] = []
+        self._is_turn_due = False
+        self._gathered: list[tuple[int, bytes]] = []
+        self._promises: list[tuple[Replica, int]] = []
+        self._is_log_busy = False
+        self._is_bound = False
+        self._log_jobs: list[tuple[Callable[[], Any], Callable[[BaseException | None], None]]] = []
+        self._idle: asyncio.Event = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def is_failed(self) -> bool:
+        return self.failure is not None
+
+    def add(self, replica: Replica) -> None:
+        self.replicas[replica.shard] = replica
+        self.queue(replica)
+
+    def queue(self, replica: Replica) -> None:
+        """This replica's group has something to do; it is drained at the end of this turn of the event loop."""
+        if not replica.is_queued:
+            replica.is_queued = True
+            self._queue.append(replica)
+            if not self._is_turn_due:
+                self._is_turn_due = True
+                self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._is_turn_due = False
+        queue, self._queue = self._queue, []
+        for replica in queue:
+            replica.is_queued = False
+            self._drain(replica)
+        self._commit()
+
+    def _drain(self, replica: Replica, persisted: int | None = None) -> None:
+        """Take the work of one group until it has no more, after telling it what is durable. A defect here stops this replica only."""
+        if replica.failure is not None or self.is_failed:
+            return
+        group = replica.group
+        try:
+            if persisted is not None:
+                group.persisted(persisted)
+            replica.ask_reads(self._boot)
+            while (ready := group.ready()) is not None:
+                if ready.log_record:
+                    self._gathered.append((replica.shard, ready.log_record))
+                    self._promises.append((replica, ready.number))
+                if ready.committed:
+                    replica.apply(ready.committed, self._loop.time())
+                    self.counters.applied += len(ready.committed)
+                if ready.read_states:
+                    replica.answer_reads(ready.read_states)
+        except StorageError as error:
+            self.fail(error)
+        except Exception as error:
+            replica.fail(f"Shard {replica.shard} stopped after an internal fault; see the node's log.")
+            self._loop.call_exception_handler({"message": f"shard {replica.shard} stopped", "exception": error})
+
+    def _commit(self) -> None:
+        """Hand what was gathered to the disk, unless it is busy: then it goes with the next batch."""
+        if self._is_log_busy or self.is_failed:
+            return
+        if self._log_jobs and not self._is_bound:
+            job, done = self._log_jobs.pop(0)
+            self._occupy(job, lambda _result, error: self._job_done(done, error))
+            return
+        if not self._gathered and not self._is_bound:
+            self._idle.set()
+            return
+        batch, self._gathered = self._gathered, []
+        promises, self._promises = self._promises, []
+        try:
+            if batch:
+                self._log.append(batch)
+            self._is_bound = False
+            commit = self._log.seal()
+        except (StorageError, ValueError) as error:
+            self.fail(error)
+            return
+        self.counters.commits += 1
+        self.counters.batch_records += len(batch)
+        self._occupy(commit, lambda _report, error: self._committed(promises, error))
+
+    def _occupy(self, job: Callable[[], Any], outcome: Callable[[Any, BaseException | None], None]) -> None:
+        self._is_log_busy = True
+        self._idle.clear()
+        self._worker.submit(job, outcome)
+
+    def _committed(self, promises: list[tuple[Replica, int]], error: BaseException | None) -> None:
+        """The batch is durable: start the next one, then let every group count what it persisted, apply and answer."""
+        self._is_log_busy = False
+        if error is not None:
+            self.fail(error)
+            return
+        self._commit()
+        for replica, number in promises:
+            self._drain(replica, number)
+        self._commit()
+
+    def _job_done(self, done: Callable[[BaseException | None], None], error: BaseException | None) -> None:
+        self._is_log_busy = False
+        if error is not None and isinstance(error, StorageError):
+            self.fail(error)
+        done(error)
+        self._commit()
+
+    def with_log(self, change: Callable[[LogStore], None]) -> None:
+        """Bind a change to the log (a truncation) into the next commit; run at once if the log is free."""
+        if self.is_failed:
+            return
+        if self._is_log_busy:
+            self._log_jobs.append((lambda: None, lambda _error: self.with_log(change)))
+            return
+        try:
+            change(self._log)
+        except StorageError as error:
+            self.fail(error)
+            return
+        self._is_bound = True
+        self._commit()
+
+    async def log_job(self, job: Callable[[LogStore], Any]) -> None:
+        """Run a job on the log in the worker, between two commits."""
+        if self.is_failed:
+            return
+        finished: asyncio.Future[None] = self._loop.create_future()
+
+        def done(error: BaseException | None) -> None:
+            if finished.done():
+                return
+            if error is None:
+                finished.set_result(None)
+            else:
+                finished.set_exception(error)
+
+        self._log_jobs.append((lambda: job(self._log), done))
+        self._commit()
+        await finished
+
+    async def settled(self) -> None:
+        """Wait until no batch is gathering or being synced."""
+        while not self.is_failed and (self._gathered or self._is_log_busy or self._queue):
+            self._idle.clear()
+            await self._idle.wait()
+
+    def fail(self, error: BaseException) -> None:
+        """The log cannot be written: refuse from here on (P10). What was not acknowledged never will be."""
+        if self.is_failed:
+            return
+        self.is_failed = True
+        full = isinstance(error, DiskFull)
+        reason = (
+            "The disk is full; writes are refused until there is space."
+            if full
+            else "The disk failed; this node stopped."
+        )
+        for replica in self.replicas.values():
+            replica.fail(reason)
+        self._idle.set()
+        self._on_failure(error)
+
+    def close(self) -> None:
+        """End the worker, after what it is doing. Does not flush: the node does that first if it can."""
+        self._worker.close()

@@ -1,0 +1,305 @@
+"""A node: its data directory, its life from start to stop, and what happens when a disk fills up.
+
+Knows the layout of the data directory and the order of starting, stopping and starting over. Invariants: replica ids are drawn once and kept in the log;
+what a start finds is durable before it serves (P9); an engine whose log failed is thrown away with its memory and rebuilt from the disk (P10).
+
+Layout: `log.db` is the Raft log of all shards; `state/SHARD-GENERATION.db` the state of each; files that the log does not name are leftovers.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from context_node.contexts.commands import Defaults, Rules
+from context_node.contexts.machine import Event, Machine
+from context_node.contexts.policies import policy_decoder, policy_of
+from context_node.raft import ConfState, Group
+from context_node.runtime.databases import DiskFull, StorageError, StorageFailed
+from context_node.runtime.engine import Engine
+from context_node.runtime.log_store import LogOptions, LogStore
+from context_node.runtime.log_rows import HardState, LogIdentity, RecoveredShard
+from context_node.runtime.named_policies import NamedPolicies
+from context_node.runtime.reads import Reads
+from context_node.runtime.record_codec import RECORD_CODEC
+from context_node.runtime.replica import Replica
+from context_node.runtime.service import NodeState, Service
+from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory
+from context_node.runtime.state_store import StateStore, create_state_store, open_state_store
+from context_node.runtime.streams import tell_followers
+from context_node.runtime.upkeep import Upkeep, UpkeepLimits
+from context_node.runtime.worker import Worker
+from context_node.runtime.writes import Writes
+
+FIRST_INDEX = 1
+"""A group begins as if entry 1 of term 1 had been applied: the configuration it was born with."""
+
+PROBE_BYTES = 8 << 20
+"""So much must fit on the disk again before a node that ran out of space starts over."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """`shards` is fixed for the life of the data directory; `switch_interval_s` is the interpreter's (`sys.setswitchinterval`)."""
+
+    data_dir: str
+    name: str = "node-0"
+    shards: int = 32
+    rules: Rules = field(default_factory=Rules)
+    defaults: Defaults = field(default_factory=Defaults)
+    upkeep: UpkeepLimits = field(default_factory=UpkeepLimits)
+    log: LogOptions = field(default_factory=LogOptions)
+    state_cache_bytes: int = 64 << 20
+    queued_bytes_per_shard_max: int = 8 << 20
+    stream_lag_max: int = 1_000
+    retry_full_disk_s: float = 1.0
+    switch_interval_s: float | None = None
+
+
+class Node:
+    """One process's part of the service. `start`, use `service`, `stop`. `on_fatal` is called when the node must not go on."""
+
+    def __init__(
+        self,
+        options: NodeOptions,
+        *,
+        now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.options = options
+        self.state = NodeState(options.name)
+        self.shards = ShardDirectory(options.shards)
+        self.engine: Engine | None = None
+        self.upkeep: Upkeep | None = None
+        self.log: LogStore | None = None
+        self.restarts = 0
+        self._now_ms = now_ms
+        self._random_bytes = random_bytes
+        self._on_fatal = on_fatal
+        self._loop = asyncio.get_running_loop()
+        self._upkeep_worker = Worker(self._loop, "checkpoint")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._policies = NamedPolicies(self.shards, now_ms)
+        reads = Reads(self.shards, options.rules, options.stream_lag_max)
+        writes = Writes(self.shards, options.rules, options.defaults, now_ms, random_bytes, self._note_purge)
+        self.service = Service(reads, writes, self._policies, self.state)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Recover what the disk holds and serve. Raises `StorageError` for a disk that cannot be trusted or is in use."""
+        if self.options.switch_interval_s is not None:
+            sys.setswitchinterval(self.options.switch_interval_s)
+        await self._open()
+
+    async def _open(self) -> None:
+        os.makedirs(self._state_dir, exist_ok=True)
+        identity = LogIdentity(self._random_bytes(16).hex(), self._random_bytes(16).hex(), self._now_ms())
+        log = LogStore(os.path.join(self.options.data_dir, "log.db"), identity, RECORD_CODEC, self.options.log)
+        self.log = log
+        try:
+            recovered = log.recover()
+            if not recovered:
+                recovered = self._bootstrap(log)
+            self._check_shards(recovered)
+            self._remove_leftovers(recovered)
+            engine = Engine(self._loop, log, boot=self._random_bytes(8), on_failure=self._log_failed)
+            self.engine = engine
+            replicas = {shard: self._replica(shard, found, engine) for shard, found in recovered.items()}
+        except BaseException:
+            log.close()
+            raise
+        self.upkeep = Upkeep(engine, self.options.upkeep, self._upkeep_worker, self._loop, self._state_failed)
+        for replica in replicas.values():
+            engine.add(replica)
+            replica.group.campaign()
+        await self._caught_up(engine, replicas)
+        self.shards.open(replicas)
+        await self._policies.reconcile()
+        self._spawn(self.upkeep.run(), "upkeep")
+        self.state.open()
+
+    @property
+    def _state_dir(self) -> str:
+        return os.path.join(self.options.data_dir, "state")
+
+    def _state_path(self, shard: int, generation: str) -> str:
+        return os.path.join(self._state_dir, f"{shard:05d}-{generation}.db")
+
+    def _bootstrap(self, log: LogStore) -> dict[int, RecoveredShard]:
+        """Make every group of a new node: one voter each. All of it counts only with the one commit at its end."""
+        made: dict[int, RecoveredShard] = {}
+        for shard in [*range(self.options.shards), SYSTEM_SHARD]:
+            replica_id = int.from_bytes(self._random_bytes(7), "big") + 1
+            generation = self._random_bytes(4).hex()
+            conf_state = ConfState(voters=(replica_id,)).encode()
+            create_state_store(self._state_path(shard, generation), FIRST_INDEX, FIRST_INDEX, conf_state).close()
+            hard_state = HardState(FIRST_INDEX, 0, FIRST_INDEX)
+            log.install(shard, replica_id, generation, hard_state, FIRST_INDEX, FIRST_INDEX)
+            made[shard] = RecoveredShard(replica_id, generation, hard_state, FIRST_INDEX, FIRST_INDEX, [])
+        log.commit()
+        return made
+
+    def _check_shards(self, recovered: dict[int, RecoveredShard]) -> None:
+        count = len(recovered) - (SYSTEM_SHARD in recovered)
+        if count != self.options.shards:
+            raise StorageFailed(
+                self.options.data_dir, "start", f"it holds {count} shards, not {self.options.shards}; the number of shards never changes"
+            )
+
+    def _remove_leftovers(self, recovered: dict[int, RecoveredShard]) -> None:
+        named = {os.path.basename(self._state_path(shard, found.generation)) for shard, found in recovered.items()}
+        for name in os.listdir(self._state_dir):
+            if name.removesuffix("-wal").removesuffix("-shm").removesuffix("-journal") not in named:
+                os.unlink(os.path.join(self._state_dir, name))
+
+    def _replica(self, shard: int, found: RecoveredShard, engine: Engine) -> Replica:
+        """One replica from its database and what the log holds beyond it."""
+        cache_bytes = self.options.state_cache_bytes // (self.options.shards + 1)
+        store = open_state_store(self._state_path(shard, found.generation), cache_bytes)
+        applied = store.applied()
+        machine = Machine(clock_ms=applied.clock_ms, next_ordinal=applied.next_ordinal)
+        for row in store.policies():
+            stored = policy_decoder.decode(row.record)
+            machine.policies[row.name] = policy_of(stored.record, stored.users)
+        term, vote, commit = found.hard_state
+        group = Group(
+            group_id=shard,
+            replica_id=found.replica_id,
+            seed=int.from_bytes(self._random_bytes(8), "big"),
+            term=term,
+            vote=vote,
+            # The state database can be ahead of the hard state that was written with the last entries.
+            commit=max(commit, applied.index),
+            snapshot_index=found.truncated_index,
+            snapshot_term=found.truncated_term,
+            conf_state=applied.conf_state,
+            applied=applied.index,
+            records=found.records,
+        )
+        replica = Replica(
+            shard,
+            group,
+            machine,
+            store,
+            applied_index=applied.index,
+            applied_term=applied.term,
+            conf_state=applied.conf_state,
+            loop=self._loop,
+            on_work=engine.queue,
+            on_event=tell_followers,
+        )
+        replica.queued_bytes_max = self.options.queued_bytes_per_shard_max
+        return replica
+
+    async def _caught_up(self, engine: Engine, replicas: dict[int, Replica]) -> None:
+        """Wait until every group leads and has applied its log. Effects of a long replay are stored as they come."""
+        while any(not replica.is_caught_up for replica in replicas.values()):
+            if engine.is_failed:
+                raise engine.failure or AssertionError("an engine fails with a reason")
+            stopped = next((replica.failure for replica in replicas.values() if replica.failure is not None), None)
+            if stopped is not None:
+                raise StorageFailed(self.options.data_dir, "start", stopped)
+            for replica in replicas.values():
+                if replica.machine.changes.pending_bytes > self.options.upkeep.flush_bytes:
+                    replica.flush()
+            await asyncio.sleep(0.001)
+
+    def _note_purge(self) -> None:
+        if self.upkeep is not None:
+            self.upkeep.note_purge()
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        task: asyncio.Task[None] = self._loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_fatal(error)
+
+    async def stop(self) -> None:
+        """Store everything and close. Requests should have ended; new ones are refused."""
+        self.state.close("The node is stopping.")
+        self.shards.close("The node is stopping; try another.")
+        await self._end_tasks()
+        engine = self.engine
+        if engine is not None and not engine.is_failed:
+            await engine.settled()
+            for replica in engine.replicas.values():
+                if replica.failure is None and self.upkeep is not None:
+                    with suppress(StorageError):
+                        await self.upkeep.checkpoint(replica)
+            await engine.settled()
+        self._close_stores()
+        self._upkeep_worker.close()
+
+    async def _end_tasks(self) -> None:
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _close_stores(self) -> None:
+        engine, log = self.engine, self.log
+        if engine is not None:
+            engine.close()
+            for replica in engine.replicas.values():
+                replica.fail("The node is stopping.")
+                replica.store.close()
+        if log is not None:
+            log.close()
+        self.engine = self.log = None
+
+    # --- trouble -----------------------------------------------------------------------------------------------------
+
+    def _log_failed(self, error: BaseException) -> None:
+        """The log could not be written. A full disk is waited for; anything else ends the node (P10)."""
+        if isinstance(error, DiskFull):
+            self.state.close("The disk is full; writes are refused until there is space.")
+            self._spawn(self._start_over(), "start over")
+        else:
+            self.state.close("The disk failed.")
+            self._on_fatal(error)
+
+    def _state_failed(self, error: StorageError) -> None:
+        """A state database could not be written: the log has what it lacks, but memory must not grow without end."""
+        if self.engine is not None:
+            self.engine.fail(error)
+
+    async def _start_over(self) -> None:
+        """When there is space again, forget what is in memory and recover from the disk, as a restart would."""
+        while True:
+            await asyncio.sleep(self.options.retry_full_disk_s)
+            if not await asyncio.to_thread(has_space, self.options.data_dir):
+                continue
+            self.shards.close("The node is starting over after its disk was full.")
+            await self._end_tasks()
+            self._close_stores()
+            try:
+                await self._open()
+            except DiskFull:
+                self._close_stores()
+                continue
+            self.restarts += 1
+            return
+
+
+def has_space(data_dir: str) -> bool:
+    """Whether a few megabytes can be written and synced in the directory."""
+    path = os.path.join(data_dir, ".space-probe")
+    try:
+        with open(path, "wb") as probe:
+            probe.write(b"\0" * PROBE_BYTES)
+            probe.flush()
+            os.fsync(probe.fileno())
+        return True
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):
+            os.unlink(path)

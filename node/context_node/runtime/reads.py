@@ -1,0 +1,329 @@
+"""What reads give: contexts, windows, pages, lists, exports. All from what is applied, after a read barrier (H5).
+
+Pages merge what is in the database with the tail that is not stored yet. Messages leave as the bytes they were kept in. Invariant: reading changes
+nothing but what is cached.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from heapq import merge
+from typing import Any
+
+import msgspec
+
+from context_node.contexts.commands import PolicySpec, Rules
+from context_node.contexts.compaction import Plan, needs_compaction
+from context_node.contexts.context import TOMBSTONED, Context, Head, derived_target, read_head
+from context_node.contexts.fitting import fit
+from context_node.contexts.machine import not_found
+from context_node.contexts.policies import Policy
+from context_node.contexts.refusals import CursorAhead, VersionConflict
+from context_node.contexts.render import REVISION, Rendered, render_window
+from context_node.contexts.replies import ContextView, PolicyView
+from context_node.contexts.requests import ListContexts
+from context_node.contexts.window import Window
+from context_node.runtime.cursors import decode_cursor, encode_cursor
+from context_node.runtime.replica import Replica
+from context_node.runtime.shards import ShardDirectory
+from context_node.runtime.streams import Subscription
+
+PAGE_BYTES_MAX = 16 << 20
+"""A page ends early above this many bytes of messages, but holds at least one."""
+
+EXPORT_ROWS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some messages of a history as ready JSON, in the order asked for. `next_seq` is where the next page begins, None at the end."""
+
+    messages: Sequence[bytes]
+    last_seq: int
+    next_seq: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowAnswer:
+    """A window as ready JSON with its ETag; `body` is None where the caller has it already."""
+
+    body: bytes | None
+    etag: str
+    version: int
+
+
+class Reads:
+    """The reading half of the service."""
+
+    def __init__(self, shards: ShardDirectory, rules: Rules, stream_lag_max: int) -> None:
+        self._shards = shards
+        self._rules = rules
+        self._stream_lag_max = stream_lag_max
+
+    async def _context(self, context_id: str) -> tuple[Replica, Context]:
+        replica = self._shards.replica_of(context_id)
+        await replica.read_barrier()
+        context = replica.context(context_id)
+        if context is None:
+            raise not_found(context_id)
+        return replica, context
+
+    async def get_context(self, context_id: str) -> ContextView:
+        """A context's configuration and counters."""
+        return view_of(*await self._context(context_id))
+
+    async def window(self, context_id: str, budget_tokens: int | None, if_version: int | None, etag: str | None) -> WindowAnswer:
+        """The window, fitted to `budget_tokens` for this read if given. `etag` is what the caller has."""
+        replica, context = await self._context(context_id)
+        head = context.head
+        if if_version is not None and if_version != head.version:
+            raise VersionConflict(
+                f"The context is at version {head.version}, not {if_version}.", version=head.version, last_seq=head.last_seq
+            )
+        cached = context.rendered
+        generation = _generation(replica, context)
+        if cached is not None and cached[0] == generation and budget_tokens is None:
+            tag, body = cached[1], cached[2]
+        else:
+            tag = window_etag(head, budget_tokens, generation)
+            if etag is not None and _has_tag(etag, tag):
+                return WindowAnswer(None, tag, head.version)
+            body = self._render(replica, context, budget_tokens).body
+            if budget_tokens is None:
+                context.rendered = (generation, tag, body)
+        if etag is not None and _has_tag(etag, tag):
+            return WindowAnswer(None, tag, head.version)
+        return WindowAnswer(body, tag, head.version)
+
+    def _render(self, replica: Replica, context: Context, budget_tokens: int | None) -> Rendered:
+        window, plan = self.window_now(replica, context, budget_tokens)
+        return render_window(window, plan, version=context.head.version, last_seq=context.head.last_seq)
+
+    def window_now(self, replica: Replica, context: Context, budget_tokens: int | None = None) -> tuple[Window, Plan]:
+        """The window that a read gives now: the stored one, or one fitted to a smaller budget or to a policy that changed since."""
+        plan = replica.machine.live_plan(context, self._rules.window_items_max)
+        if budget_tokens is None and not replica.machine.follows_newer_policy(context):
+            return context.window, plan
+        if budget_tokens is not None:
+            plan = Plan(budget_tokens, plan.trigger_ratio, plan.target_ratio, plan.strategy, plan.items_max)
+        return fit(context.window.items, plan), plan
+
+    async def page(self, context_id: str, from_seq: int | None, limit: int, descending: bool) -> Page:
+        """Messages from `from_seq` on (negative counts from the end, None is the end that the direction starts at)."""
+        replica, context = await self._context(context_id)
+        last_seq = context.head.last_seq
+        start = from_seq
+        if start is None:
+            start = last_seq if descending else 1
+        elif start < 0:
+            start = max(1, last_seq + 1 + start)
+        if descending:
+            start = min(start, last_seq)
+            rows = self._rows(replica, context, max(1, start - limit + 1), start, descending=True)
+            return _page(rows, last_seq, 1)
+        rows = self._rows(replica, context, max(1, start), min(last_seq, max(1, start) + limit - 1))
+        return _page(rows, last_seq, last_seq)
+
+    async def tail(self, context_id: str, offset: int, limit: int) -> Page:
+        """The `limit` messages before the newest `offset` ones, oldest first."""
+        replica, context = await self._context(context_id)
+        last_seq = context.head.last_seq
+        newest = last_seq - offset
+        rows = self._rows(replica, context, max(1, newest - limit + 1), newest, descending=True)
+        page = _page(rows, last_seq, 1)
+        return Page(list(reversed(page.messages)), last_seq, page.next_seq)
+
+    def _rows(self, replica: Replica, context: Context, first: int, last: int, *, descending: bool = False) -> Iterator[tuple[int, bytes]]:
+        """Messages [first, last]: the stored ones from the database, the newest from memory."""
+        if first > last:
+            return
+        tail_from = context.tail_from
+        fresh = [(seq, context.tail[seq - tail_from]) for seq in range(max(first, tail_from), last + 1)]
+        stored_last = min(last, tail_from - 1)
+        if descending:
+            yield from reversed(fresh)
+        if first <= stored_last:
+            yield from replica.store.page(context.ordinal, first, stored_last, stored_last - first + 1, descending)
+        if not descending:
+            yield from fresh
+
+    def export(self, context_id: str) -> AsyncIterator[bytes]:
+        """The whole history as JSON Lines, in chunks; what is appended meanwhile is not in it."""
+        return self._export(context_id)
+
+    async def _export(self, context_id: str) -> AsyncIterator[bytes]:
+        replica, context = await self._context(context_id)
+        ordinal, last_seq, first = context.ordinal, context.head.last_seq, 1
+        yield b""
+        while first <= last_seq:
+            present = replica.context(context_id)
+            if present is None or present.ordinal != ordinal:
+                return
+            rows = list(self._rows(replica, present, first, min(last_seq, first + EXPORT_ROWS - 1)))
+            yield b"".join([body + b"\n" for _, body in rows])
+            first += EXPORT_ROWS
+
+    async def list_contexts(self, request: ListContexts) -> tuple[list[ContextView], str | None]:
+        """One page of the contexts of all shards."""
+        after = decode_cursor(request) if request.cursor is not None else None
+        pages = []
+        for replica in self._shards.replicas():
+            await replica.read_barrier()
+            replica.flush()
+            pages.append([(_sort_key(row, request.order), row, replica) for row in _list_rows(replica, request, after)])
+        chosen = []
+        for entry in merge(*pages, key=lambda entry: entry[0]):
+            chosen.append(entry)
+            if len(chosen) > request.limit:
+                break
+        found = chosen[: request.limit]
+        views = [stored_view(replica, row) for _, row, replica in found]
+        cursor = None
+        if len(chosen) > request.limit:
+            last = found[-1][1]
+            cursor = encode_cursor(request, (last.updated_at, last.id))
+        return views, cursor
+
+    async def subscribe(self, context_id: str, cursor: int) -> Subscription:
+        """Follow a context from after `cursor` (0 is the beginning, -1 the present end)."""
+        replica, context = await self._context(context_id)
+        last_seq = context.head.last_seq
+        if cursor > last_seq:
+            raise CursorAhead(f"The cursor {cursor} is beyond the newest message, {last_seq}.", cursor=cursor, last_seq=last_seq)
+        ordinal = context.ordinal
+
+        def read(first: int, last: int) -> list[tuple[int, bytes]]:
+            present = replica.context(context_id)
+            if present is None or present.ordinal != ordinal:
+                return []
+            return list(self._rows(replica, present, first, last))
+
+        def state() -> bytes:
+            present = replica.context(context_id)
+            return b"{}" if present is None else self._state(replica, present)
+
+        begin = last_seq if cursor < 0 else cursor
+        subscription = Subscription(replica, context_id, begin, lag_max=self._stream_lag_max, read=read, state=state)
+        subscription.start(last_seq)
+        return subscription
+
+    def _state(self, replica: Replica, context: Context) -> bytes:
+        window, plan = self.window_now(replica, context)
+        head = context.head
+        return msgspec.json.encode(
+            {
+                "id": context.id,
+                "incarnation": str(head.incarnation),
+                "status": context.status,
+                "version": head.version,
+                "last_seq": head.last_seq,
+                "token_budget": plan.budget,
+                "used_tokens": window.tokens,
+                "needs_compaction": needs_compaction(window, plan),
+                "over_budget": window.tokens > plan.budget,
+                "forced": window.forced,
+                "stable_through_seq": window.rewritten_seq,
+            }
+        )
+
+
+def _page(rows: Iterator[tuple[int, bytes]], last_seq: int, end: int) -> Page:
+    """Take rows up to the page's limit of bytes; `end` is the last seq that there is in this direction."""
+    messages: list[bytes] = []
+    size = 0
+    seq = end
+    for seq, body in rows:
+        messages.append(body)
+        size += len(body)
+        if size >= PAGE_BYTES_MAX:
+            break
+    if not messages or seq == end:
+        return Page(messages, last_seq, None)
+    return Page(messages, last_seq, seq + 1 if end >= seq else seq - 1)
+
+
+def window_etag(head: Head, budget_tokens: int | None, generation: int) -> str:
+    """The tag of a window: whose it is, at which revision, for which query, drawn by which renderer."""
+    said = f"{head.incarnation}.{head.revision}.{budget_tokens}.{generation}.{REVISION}"
+    return f'"{blake2b(said.encode(), digest_size=12).hexdigest()}"'
+
+
+def _generation(replica: Replica, context: Context) -> int:
+    """The generation of the policy that the context follows by name; 0 if it follows none."""
+    ref = context.head.config.policy.ref
+    policy = replica.machine.policies.get(ref) if ref is not None else None
+    return policy.record.generation if policy is not None else 0
+
+
+def _has_tag(if_none_match: str, tag: str) -> bool:
+    """RFC 9110 §13.1.2: weak comparison with any of a list, or `*`."""
+    if if_none_match == tag:
+        return True
+    given = [each.strip().removeprefix("W/") for each in if_none_match.split(",")]
+    return tag in given or given == ["*"]
+
+
+def _list_rows(replica: Replica, request: ListContexts, after: tuple[int, str] | None) -> list[Any]:
+    status = {"active": 0, "tombstoned": 1, "any": None}[request.status]
+    position: Any = None
+    if after is not None:
+        position = after[1] if request.order == "id" else after
+    return list(
+        replica.store.list_contexts(
+            prefix=request.prefix,
+            status=status,
+            metadata=request.metadata,
+            order=request.order,
+            after=position,
+            limit=request.limit + 1,
+        )
+    )
+
+
+def _sort_key(row: Any, order: str) -> tuple[Any, ...]:
+    return (row.id,) if order == "id" else (-row.updated_at, row.id)
+
+
+def stored_view(replica: Replica, row: Any) -> ContextView:
+    """A context as GET shows it, from its stored record alone."""
+    return _view(row.id, read_head(row.record), replica.machine.policies)
+
+
+def view_of(replica: Replica, context: Context) -> ContextView:
+    """A context as GET shows it."""
+    context.head.used_tokens = context.window.tokens
+    return _view(context.id, context.head, replica.machine.policies)
+
+
+def _view(context_id: str, head: Head, policies: dict[str, Policy]) -> ContextView:
+    config = head.config
+    return ContextView(
+        id=context_id,
+        status="tombstoned" if head.status == TOMBSTONED else "active",
+        token_budget=config.token_budget,
+        trigger_ratio=config.trigger_ratio,
+        target_ratio=derived_target(config.trigger_ratio) if config.target_ratio is None else config.target_ratio,
+        policy=_policy_view(config.policy, policies),
+        tokenizer=config.tokenizer,
+        metadata=msgspec.json.decode(head.metadata),
+        version=head.version,
+        revision=head.revision,
+        incarnation=str(head.incarnation),
+        last_seq=head.last_seq,
+        archived_seq=head.archived_seq,
+        used_tokens=head.used_tokens,
+        created_at_ms=head.created_at_ms,
+        updated_at_ms=head.updated_at_ms,
+        tombstoned_at_ms=head.tombstoned_at_ms,
+    )
+
+
+def _policy_view(spec: PolicySpec, policies: dict[str, Policy]) -> PolicyView:
+    if spec.ref is not None:
+        policy = policies.get(spec.ref)
+        generation = policy.record.generation if policy is not None else None
+        return PolicyView(ref=spec.ref, generation=generation, deleted=policy is None or policy.record.deleted)
+    if spec.strategy is None:
+        return PolicyView(strategy="last_n", config={})
+    return PolicyView(strategy=spec.strategy, config=msgspec.json.decode(spec.config))
+

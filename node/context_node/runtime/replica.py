@@ -1,0 +1,262 @@
+"""One replica of one shard: its Raft group, its state machine, its database, and who waits for what.
+
+Knows the order of things for one shard: committed entries are applied in order, each with what it names loaded first, and only then
+answered (P4). Knows neither the log store nor other shards: the engine drives it. Invariant: what `machine.changes` holds is exactly what was
+applied after `stored_index`.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from context_node.contexts.commands import AppendMessages, Command, decode_command, encode_command
+from context_node.contexts.context import Context, IdRow, read_context
+from context_node.contexts.machine import NOTHING_FOUND, Event, Found, Machine
+from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Unavailable
+from context_node.contexts.replies import Reply
+from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDropped
+from context_node.runtime.storing import decode_key_row, state_changes
+from context_node.runtime.state_store import StateStore
+
+
+@dataclass(slots=True)
+class Pending:
+    """A proposal on its way: the term it was proposed in, the command, and who waits for the reply."""
+
+    term: int
+    command: Command
+    reply: "asyncio.Future[Reply]"
+
+
+class Replica:
+    """See the module's docstring. `on_work` tells the engine that the group has something to do; `on_event` tells followers of contexts."""
+
+    def __init__(
+        self,
+        shard: int,
+        group: Group,
+        machine: Machine,
+        store: StateStore,
+        *,
+        applied_index: int,
+        applied_term: int,
+        conf_state: bytes,
+        loop: asyncio.AbstractEventLoop,
+        on_work: Callable[["Replica"], None],
+        on_event: Callable[["Replica", Event], None],
+    ) -> None:
+        self.shard = shard
+        self.group = group
+        self.machine = machine
+        self.store = store
+        self.applied_index = applied_index
+        self.applied_term = applied_term
+        self.stored_index = applied_index
+        self.durable_index = applied_index
+        self.durable_term = applied_term
+        self._take_members(conf_state)
+        self.is_queued = False
+        self.is_checkpointing = False
+        self.dirty_since: float | None = None
+        self.queued_bytes = 0
+        self.queued_bytes_max = 8 << 20
+        self.failure: str | None = None
+        self.write_refusal: str | None = None
+        self.followed: dict[str, list[Any]] = {}
+        self._loop = loop
+        self._on_work = on_work
+        self._on_event = on_event
+        self._pending: dict[int, Pending] = {}
+        self._readers: list[asyncio.Future[None]] = []
+        self._reads_asked = 0
+        self._reads: dict[bytes, list[asyncio.Future[None]]] = {}
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def propose(self, command: Command) -> "asyncio.Future[Reply]":
+        """Put a command into the log. The future gives the reply once the entry is durable, committed and applied (H3).
+
+        Raises `Overloaded` if too much is under way and `Unavailable` if this replica does not lead.
+        """
+        if self.write_refusal is not None:
+            raise Unavailable(self.write_refusal, retry_after_s=1)
+        data = encode_command(command)
+        if self.queued_bytes + len(data) > self.queued_bytes_max and self._pending:
+            raise Overloaded("Too many writes are under way in this shard; try again shortly.", retry_after_s=1)
+        try:
+            index, term = self.group.propose(data)
+        except NotLeader:
+            raise Unavailable("This shard has no leader here yet; try again shortly.", retry_after_s=1) from None
+        except ProposalDropped:
+            raise Overloaded(
+                "Too many writes are under way in this shard; try again shortly.", retry_after_s=1
+            ) from None
+        reply: asyncio.Future[Reply] = self._loop.create_future()
+        self._pending[index] = Pending(term, command, reply)
+        self.queued_bytes += len(data)
+        self._on_work(self)
+        return reply
+
+    def _take_members(self, conf_state: bytes) -> None:
+        self.conf_state = conf_state
+        members = ConfState.decode(conf_state)
+        self._is_only_voter = not members.joint and tuple(members.voters) == (self.group.replica_id,)
+
+    async def read_barrier(self) -> None:
+        """Return once this replica has applied all that was acknowledged before the call (H5).
+
+        A sole leader has: it applies each entry in the turn that commits it. Others ask for a read index; reads of one turn share it.
+        """
+        if self.failure is not None:
+            raise Unavailable(self.failure)
+        if self._is_only_voter and self.group.is_leader:
+            return
+        reader: asyncio.Future[None] = self._loop.create_future()
+        self._readers.append(reader)
+        self._on_work(self)
+        await reader
+
+    # --- the engine's part -------------------------------------------------------------------------------------------
+
+    def ask_reads(self, boot: bytes) -> None:
+        """Ask Raft for one read index on behalf of all readers that came since the last. Contexts are never used twice (CONSENSUS.md §2)."""
+        if not self._readers:
+            return
+        self._reads_asked += 1
+        context = b"%s%d" % (boot, self._reads_asked)
+        self._reads[context] = self._readers
+        self._readers = []
+        self.group.read_index(context)
+
+    def answer_reads(self, states: Sequence[tuple[int, bytes]]) -> None:
+        """Let readers go whose index is applied. With one turn per Ready, committed entries come before their read state."""
+        for index, context in states:
+            for reader in self._reads.pop(context, ()):
+                if reader.done():
+                    continue
+                if index <= self.applied_index:
+                    reader.set_result(None)
+                else:
+                    reader.set_exception(Unavailable("This replica is behind; try again shortly.", retry_after_s=1))
+
+    def apply(self, committed: Sequence[tuple[int, int, int, bytes]], now: float) -> None:
+        """Apply committed entries in order, and answer those who proposed them here."""
+        for index, term, kind, data in committed:
+            pending = self._pending.pop(index, None)
+            if pending is not None:
+                self.queued_bytes -= len(data)
+            if kind != EntryKind.NORMAL:
+                self._take_members(self.group.apply_conf_change(index))
+            elif data:
+                self._apply_command(index, term, data, pending)
+            self.applied_index, self.applied_term = index, term
+        if committed:
+            self.group.applied(self.applied_index)
+            if self.dirty_since is None:
+                self.dirty_since = now
+
+    def _apply_command(self, index: int, term: int, data: bytes, pending: Pending | None) -> None:
+        is_own = pending is not None and pending.term == term
+        command = pending.command if pending is not None and is_own else decode_command(data)
+        reply, event = self.machine.apply(index, command, self._found(command))
+        if event is not None:
+            self._on_event(self, event)
+        if pending is None or pending.reply.done():
+            return
+        if is_own:
+            pending.reply.set_result(reply)
+        else:
+            # P13: another leader's entry took this place. Whether ours is elsewhere in the log is not ours to guess.
+            pending.reply.set_exception(outcome_unknown())
+
+    def refuse_writes(self, reason: str) -> None:
+        """The node cannot keep what it would acknowledge. Writes under way have an unknown outcome (P10); what is applied can be read."""
+        self.write_refusal = reason
+        for pending in self._pending.values():
+            if not pending.reply.done():
+                pending.reply.set_exception(outcome_unknown())
+        self._pending.clear()
+
+    def fail(self, reason: str) -> None:
+        """Stop answering at all."""
+        self.refuse_writes(reason)
+        self.failure = reason
+        for followers in self.followed.values():
+            for follower in followers:
+                follower.stop()
+        readers = [*self._readers, *(reader for waiting in self._reads.values() for reader in waiting)]
+        for reader in readers:
+            if not reader.done():
+                reader.set_exception(Unavailable(reason))
+        self._readers.clear()
+        self._reads.clear()
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether this replica leads and has applied all of its log, as it must before it serves alone."""
+        return self.group.is_leader and self.applied_index == self.group.last_index
+
+    @property
+    def in_flight(self) -> int:
+        """Proposals that wait for their reply."""
+        return len(self._pending)
+
+    # --- loading -----------------------------------------------------------------------------------------------------
+
+    def context(self, context_id: str) -> Context | None:
+        """The context, from memory or read from the database; None if there is none."""
+        context = self.machine.contexts.get(context_id)
+        if context is None:
+            row = self.store.context_by_id(context_id)
+            if row is None or row.ordinal in self.machine.changes.purged:
+                return None
+            store = self.store
+            context = read_context(
+                context_id, row.ordinal, row.record, lambda ranges: store.messages(row.ordinal, ranges)
+            )
+            self.machine.contexts[context_id] = context
+        return context
+
+    def _found(self, command: Any) -> Found:
+        """What the database knows of a command's key and message ids; also loads the context that it names."""
+        context_id = getattr(command, "context_id", None)
+        if context_id is None:
+            return NOTHING_FOUND
+        context = self.context(context_id)
+        if context is None:
+            return NOTHING_FOUND
+        key = getattr(command, "key", None)
+        ids = [draft.id for draft in command.drafts if draft.id is not None] if type(command) is AppendMessages else []
+        if key is None and not ids:
+            return NOTHING_FOUND
+        key_row = None
+        if key is not None and key.key not in context.fresh_keys:
+            key_row = decode_key_row(self.store.key(context.ordinal, key.key))
+        id_rows = {row[0]: IdRow(*row[1:]) for row in self.store.message_ids(context.ordinal, ids)} if ids else {}
+        return Found(key_row, id_rows)
+
+    # --- storing -----------------------------------------------------------------------------------------------------
+
+    @property
+    def has_changes(self) -> bool:
+        return self.stored_index < self.applied_index
+
+    def flush(self) -> None:
+        """Write what was applied to the state database, in one transaction with the applied index. No fsync: the log has it."""
+        if not self.has_changes:
+            return
+        machine = self.machine
+        changes = state_changes(machine, self.applied_index, self.applied_term, self.conf_state)
+        self.store.flush(changes)
+        for context in machine.changes.contexts.values():
+            context.fresh_ids.clear()
+            context.fresh_keys.clear()
+            context.tail.clear()
+        machine.changes = type(machine.changes)()
+        self.stored_index = self.applied_index
+        self.dirty_since = None
+
+
+def outcome_unknown() -> OutcomeUnknown:
+    return OutcomeUnknown("The write may or may not have been kept; retry with the same Idempotency-Key to find out.")

@@ -1,0 +1,189 @@
+"""What keeps memory, log and databases bounded while nobody waits for it.
+
+Flush (state databases, behind the writes), checkpoint (so that the state is fsynced), truncate (the log below it), forget cold contexts, and
+take the bytes of purged contexts out of every file. Invariants: a log is truncated only below an index that the state database has fsynced (P7);
+contexts with changes that are not stored stay in memory.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from context_node.contexts.context import Context
+from context_node.runtime.databases import StorageError
+from context_node.runtime.engine import Engine
+from context_node.runtime.log_store import LogStore
+from context_node.runtime.replica import Replica
+from context_node.runtime.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class UpkeepLimits:
+    """`flush_age_s`: the longest an effect waits in memory; `flush_bytes`: so much in one shard is flushed at once;
+    `log_bytes_per_shard_max` and `log_bytes_max`: Raft log kept in memory before state is checkpointed and the log truncated;
+    `hot_bytes_max`: estimated memory of loaded contexts; `scrub_after_s`: how soon after a purge its bytes leave the files."""
+
+    flush_age_s: float = 1.0
+    flush_bytes: int = 4 << 20
+    dirty_bytes_max: int = 128 << 20
+    log_bytes_per_shard_max: int = 4 << 20
+    log_bytes_max: int = 64 << 20
+    hot_bytes_max: int = 128 << 20
+    scrub_after_s: float = 60.0
+    interval_s: float = 0.1
+
+
+def context_bytes(context: Context) -> int:
+    """Roughly what a loaded context costs in memory: its window's text, and objects around it."""
+    return 2_000 + 5 * context.window.tokens + 700 * len(context.window.items)
+
+
+class Upkeep:
+    """One task per node. `on_error` is told of a state database that fails; the node decides what becomes of it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: UpkeepLimits,
+        worker: Worker,
+        loop: asyncio.AbstractEventLoop,
+        on_error: Callable[[StorageError], None],
+    ) -> None:
+        self.checkpoints = 0
+        self.flushes = 0
+        self.evicted = 0
+        self.scrubs = 0
+        self.hot_contexts = 0
+        self.hot_bytes = 0
+        self.dirty_bytes = 0
+        self._engine = engine
+        self._limits = limits
+        self._worker = worker
+        self._loop = loop
+        self._on_error = on_error
+        self._purged_at: float | None = None
+        self._rounds = 0
+
+    def note_purge(self) -> None:
+        """A context was purged: its bytes are to leave the files soon."""
+        if self._purged_at is None:
+            self._purged_at = self._loop.time()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(self._limits.interval_s)
+            try:
+                await self.round()
+            except StorageError as error:
+                self._on_error(error)
+
+    async def round(self) -> None:
+        """One look at every shard; does what is due and yields between shards."""
+        self._rounds += 1
+        await self._flush_due()
+        await self._truncate_due()
+        if self._rounds % 5 == 0:
+            self._forget_cold()
+        if self._purged_at is not None and self._loop.time() - self._purged_at >= self._limits.scrub_after_s:
+            await self.scrub()
+
+    async def _flush_due(self) -> None:
+        now = self._loop.time()
+        self.dirty_bytes = 0
+        for replica in list(self._engine.replicas.values()):
+            if replica.failure is not None or not replica.has_changes or replica.is_checkpointing:
+                continue
+            pending = replica.machine.changes.pending_bytes
+            since = replica.dirty_since
+            if pending >= self._limits.flush_bytes or (since is not None and now - since >= self._limits.flush_age_s):
+                self.flush(replica)
+                # A flush holds the event loop for its rows; let requests in before the next.
+                await asyncio.sleep(0)
+            else:
+                self.dirty_bytes += pending
+
+    def flush(self, replica: Replica) -> None:
+        """Write a replica's changes to its database now."""
+        if replica.has_changes:
+            self.flushes += 1
+            replica.flush()
+
+    async def _truncate_due(self) -> None:
+        limits = self._limits
+        replicas = [replica for replica in self._engine.replicas.values() if replica.failure is None]
+        sizes = sorted(((replica.group.log_bytes, replica.shard, replica) for replica in replicas), reverse=True)
+        total = sum(size for size, _, _ in sizes)
+        for size, _, replica in sizes:
+            if size > limits.log_bytes_per_shard_max or total > limits.log_bytes_max:
+                await self.checkpoint(replica)
+                total -= size
+            else:
+                break
+
+    async def checkpoint(self, replica: Replica) -> bool:
+        """Make a replica's state durable and truncate its log below. Returns whether the checkpoint was complete."""
+        self.flush(replica)
+        stored = (replica.stored_index, replica.applied_term)
+        replica.is_checkpointing = True
+        try:
+            result = await self._worker.run(replica.store.checkpoint)
+        finally:
+            replica.is_checkpointing = False
+        self.checkpoints += 1
+        if not result.complete:
+            return False
+        replica.durable_index, replica.durable_term = stored
+        self._truncate(replica)
+        return True
+
+    def _truncate(self, replica: Replica) -> None:
+        index, term = replica.durable_index, replica.durable_term
+        status = replica.group.status()
+
+        def change(log: LogStore) -> None:
+            log.truncate(replica.shard, index, term, (status.term, status.vote, max(status.commit, index)))
+
+        self._engine.with_log(change)
+        replica.group.compact(index)
+
+    def _forget_cold(self) -> None:
+        """Drop the contexts that were loaded longest ago while too much is in memory. A dict keeps the order of loading; a use puts a
+        context at its end (`touch`)."""
+        replicas = list(self._engine.replicas.values())
+        costs = {replica.shard: sum(map(context_bytes, replica.machine.contexts.values())) for replica in replicas}
+        self.hot_bytes = sum(costs.values())
+        self.hot_contexts = sum(len(replica.machine.contexts) for replica in replicas)
+        if self.hot_bytes <= self._limits.hot_bytes_max:
+            return
+        keep = self._limits.hot_bytes_max * 8 // 10 // max(1, len(replicas))
+        for replica in replicas:
+            self._forget(replica, costs[replica.shard] - keep)
+
+    def _forget(self, replica: Replica, excess: int) -> None:
+        contexts = replica.machine.contexts
+        dirty = replica.machine.changes.contexts
+        cold = []
+        for context_id, context in contexts.items():
+            if excess <= 0:
+                break
+            if context_id not in dirty and context_id not in replica.followed:
+                cold.append(context_id)
+                excess -= context_bytes(context)
+        for context_id in cold:
+            del contexts[context_id]
+        self.evicted += len(cold)
+
+    async def scrub(self) -> None:
+        """Take the bytes of purged contexts out of every database, log and WAL (SEMANTICS.md, "Life of a context")."""
+        self._purged_at = None
+        for replica in list(self._engine.replicas.values()):
+            if replica.failure is None:
+                await self.checkpoint(replica)
+                replica.is_checkpointing = True
+                try:
+                    await self._worker.run(replica.store.scrub)
+                finally:
+                    replica.is_checkpointing = False
+        await self._engine.log_job(lambda log: log.scrub())
+        self.scrubs += 1
