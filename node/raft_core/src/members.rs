@@ -84,6 +84,13 @@ pub fn is_empty(state: &ConfState) -> bool {
     state.get_voters().is_empty() && state.get_learners().is_empty()
 }
 
+/// Whether a replica with this configuration knows `replica_id` as a member.
+pub fn has(state: &ConfState, replica_id: u64) -> bool {
+    state.get_voters().contains(&replica_id)
+        || state.get_learners().contains(&replica_id)
+        || state.get_voters_outgoing().contains(&replica_id)
+}
+
 /// What a change does to one replica.
 pub fn change_type(kind: u8) -> Outcome<ConfChangeType> {
     match kind {

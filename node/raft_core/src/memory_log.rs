@@ -14,6 +14,8 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 
+use crate::members;
+
 /// The last entry that is no longer held.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Truncated {
@@ -192,14 +194,19 @@ impl Storage for MemoryLog {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
-        let needed = request_index.max(self.truncated.index).max(1);
-        match &self.offered {
-            Some(snapshot) if snapshot.get_metadata().index >= needed => Ok(snapshot.clone()),
-            _ => {
-                self.wanted.fetch_max(needed, Ordering::Relaxed);
-                Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
+        let mut needed = request_index.max(self.truncated.index).max(1);
+        if let Some(offered) = &self.offered {
+            let metadata = offered.get_metadata();
+            // A replica ignores a snapshot that does not know it, and would be sent the same one for ever.
+            if !members::has(metadata.get_conf_state(), to) {
+                needed = needed.max(metadata.index + 1);
+            }
+            if metadata.index >= needed {
+                return Ok(offered.clone());
             }
         }
+        self.wanted.fetch_max(needed, Ordering::Relaxed);
+        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
     }
 }

@@ -57,9 +57,11 @@ pub struct Replica {
     timeout: usize,
     settled: (u64, StateRole),
     append_bytes_max: u64,
-    /// Number of the newest Ready, and of the newest one whose record is durable.
+    /// Number of the newest Ready, and of the newest one up to which everything is durable.
     last_ready: u64,
     persisted: u64,
+    /// Readies with something to keep that is not durable yet.
+    unkept: VecDeque<u64>,
     /// The newest Ready that changed term or vote: a leader's messages wait for it.
     vote_ready: u64,
     recorded: HardState,
@@ -86,7 +88,7 @@ fn check_start(start: &Start) -> Outcome<()> {
     }
     if index == 0 && !members::is_empty(&start.conf_state) {
         return invalid(
-            "a group with members starts at snapshot_index >= 1 (see bootstrap_start), so that a \
+            "a group with members starts at snapshot_index >= 1, so that a \
              replica that joins later cannot replay the log from nothing",
         );
     }
@@ -133,6 +135,7 @@ impl Replica {
             append_bytes_max: config.max_size_per_msg,
             last_ready: 0,
             persisted: 0,
+            unkept: VecDeque::new(),
             vote_ready: 0,
             recorded: hard_state,
             installing: None,
@@ -369,10 +372,10 @@ impl Replica {
         // P12: the entries are readable in memory before raft-rs is told so.
         self.node.advance_append_async(ready);
         self.last_ready = number;
-        if work.log_record.is_empty() && self.persisted + 1 == number {
-            self.persisted(number)
-                .expect("this Ready is the newest one");
+        if !work.log_record.is_empty() || work.snapshot.is_some() {
+            self.unkept.push_back(number);
         }
+        self.note_persisted();
         Some(work)
     }
 
@@ -437,8 +440,19 @@ impl Replica {
                 self.last_ready
             ));
         }
+        self.unkept.retain(|unkept| *unkept > number);
+        self.note_persisted();
+        Ok(())
+    }
+
+    /// Tells raft-rs how far everything is durable: up to the Ready before the first unkept one.
+    fn note_persisted(&mut self) {
+        let number = self
+            .unkept
+            .front()
+            .map_or(self.last_ready, |unkept| *unkept - 1);
         if number <= self.persisted {
-            return Ok(());
+            return;
         }
         self.persisted = number;
         self.node.on_persist_ready(number);
@@ -446,7 +460,6 @@ impl Replica {
             self.node.advance_apply_to(index);
             self.emitted = self.emitted.max(index);
         }
-        Ok(())
     }
 
     /// Applies the committed configuration entry at `index`; answers the members in force after it.
