@@ -132,9 +132,7 @@ def load(
     flags = flags or {}
     rows = {row.name: row for row in specs(cast(type, table))}
     problems: list[str] = []
-    warnings = [
-        f"{name} is not a setting of this version and was ignored" for name in unknown_env(env, rows, env_of_others)
-    ]
+    warnings = [f"{name} is not a setting of this version and was ignored" for name in unknown_env(env, rows, env_of_others)]
     from_file = read_toml(config, rows, problems) if config else {}
     values: dict[str, object] = dict(defaults or {})
     origins: dict[str, str] = {}
@@ -297,9 +295,7 @@ def value_text(row: Spec, value: object) -> str:
     return number_text(value, row.unit) if isinstance(value, int | float) else str(value)
 
 
-def options(
-    table: type, *, defaults: Mapping[str, object] | None = None
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options(table: type, *, defaults: Mapping[str, object] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that gives a click command `--config` and an option for each setting that is no secret.
 
     The command is called with `flags` (values by field name, None where not given) and `config` (Path or None): the
@@ -320,9 +316,9 @@ def options(
             text = f"{row.reason} [{row.unit + '; ' if row.unit else ''}default: {value_text(row, default)}]"
             extra: dict[str, Any] = {} if row.kind is bool else {"metavar": row.kind.__name__.upper()}
             decorated = click.option(names, row.name, default=None, help=text, hidden=row.advanced, **extra)(decorated)
-        return click.option(
-            "--config", default=None, metavar="FILE", envvar=ENV_PREFIX + "CONFIG", help="A TOML file with settings."
-        )(decorated)
+        return click.option("--config", default=None, metavar="FILE", envvar=ENV_PREFIX + "CONFIG", help="A TOML file with settings.")(
+            decorated
+        )
 
     return decorate
 

@@ -123,9 +123,7 @@ def test_a_key_that_is_added_while_the_node_runs_works_after_the_reload(path: Pa
         ('{"id":"a","name":"a","scopes":["read"],"hash":"sha256:00","created":"","extra":1}', "extra"),
     ],
 )
-def test_a_broken_file_stops_a_start_but_leaves_a_running_node_the_keys_it_had(
-    path: Path, content: str, reason: str
-) -> None:
+def test_a_broken_file_stops_a_start_but_leaves_a_running_node_the_keys_it_had(path: Path, content: str, reason: str) -> None:
     plain = create_key(path, "app").plain
     ring = KeyRing(path)
     path.write_text(content, errors="surrogateescape")
@@ -163,9 +161,7 @@ def test_two_writers_at_once_lose_none_of_their_keys(path: Path) -> None:
     assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]
 
 
-def test_the_file_is_synced_before_it_is_renamed_and_its_directory_after(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_is_synced_before_it_is_renamed_and_its_directory_after(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -183,9 +179,7 @@ def test_the_file_is_synced_before_it_is_renamed_and_its_directory_after(
     assert steps == ["sync file", "rename", "sync directory"]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_key(path, "app")
     before = path.read_bytes()
 
@@ -229,9 +223,7 @@ def test_keys_of_the_environment_work_beside_those_of_the_file_and_survive_a_rel
     assert app is not None and app.scopes == {Scope.READ, Scope.WRITE}
 
 
-@pytest.mark.parametrize(
-    "entry", ["secret", "cs_a_short", f"cs_a_{SECRET}=root", f"cs_a_{SECRET}=read,write", f"cs_a_{SECRET}=read+"]
-)
+@pytest.mark.parametrize("entry", ["secret", "cs_a_short", f"cs_a_{SECRET}=root", f"cs_a_{SECRET}=read,write", f"cs_a_{SECRET}=read+"])
 def test_a_bad_key_of_the_environment_is_refused_without_repeating_it(entry: str) -> None:
     with pytest.raises(ValueError, match="API key number 2") as refusal:
         keys_from_environment([f"cs_b_{SECRET}", entry])

@@ -29,9 +29,7 @@ def test_without_any_source_the_defaults_hold_and_are_within_their_own_ranges() 
     loaded = load_settings(env={})
     assert loaded.settings == Settings()
     assert loaded.origins == {} and loaded.warnings == ()
-    as_text = {
-        row.env: str(row.default) for row in specs(Settings) if row.kind in (int, float) and row.default is not None
-    }
+    as_text = {row.env: str(row.default) for row in specs(Settings) if row.kind in (int, float) and row.default is not None}
     assert load_settings(env=as_text).settings == Settings()
 
 
@@ -112,9 +110,7 @@ def test_a_file_that_is_missing_or_no_toml_is_refused(tmp_path: Path) -> None:
     assert "is not valid TOML" in broken
 
 
-@pytest.mark.parametrize(
-    "line", ["port = true", "compression = 1", "data_dir = 7", "cors_origins = [1]", "drain_s = true"]
-)
+@pytest.mark.parametrize("line", ["port = true", "compression = 1", "data_dir = 7", "cors_origins = [1]", "drain_s = true"])
 def test_a_value_of_another_toml_type_is_refused(tmp_path: Path, line: str) -> None:
     assert len(problems_of(config=toml(tmp_path, line))) == 1
 

@@ -42,9 +42,7 @@ def test_short_text_costs_what_tiktoken_says(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=60, deadline=None)
-@given(
-    words=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), min_size=1, max_size=40)
-)
+@given(words=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), min_size=1, max_size=40))
 @example(words=["it's", "naïve", "e\u0301té", "12345", "\n\n", "x\t", "日本語。", "don't", "a_b", '{"k":', "…", " "])
 @example(words=["x", "'s"])
 def test_long_text_with_words_costs_exactly_what_tiktoken_says(name: str, words: list[str]) -> None:

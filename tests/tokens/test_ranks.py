@@ -27,9 +27,7 @@ def test_patterns_and_special_tokens_are_those_of_tiktoken(name: str, monkeypatc
     assert dict(SPECS[name].special_tokens) == theirs["special_tokens"]
 
 
-@pytest.mark.parametrize(
-    ("name", "tokens"), [("o200k_base", [24912, 2375]), ("cl100k_base", [15339, 1917])], ids=["o200k", "cl100k"]
-)
+@pytest.mark.parametrize(("name", "tokens"), [("o200k_base", [24912, 2375]), ("cl100k_base", [15339, 1917])], ids=["o200k", "cl100k"])
 def test_known_text_gives_the_published_token_numbers(name: str, tokens: list[int]) -> None:
     assert encoding(name).encode_ordinary("hello world") == tokens
 

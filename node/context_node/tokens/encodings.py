@@ -110,9 +110,7 @@ def packed_ranks(name: str) -> bytes:
 def _build(name: str) -> tiktoken.Encoding:
     ranks = ranks_format.unpack(packed_ranks(name))
     spec = SPECS[name]
-    built = tiktoken.Encoding(
-        name=name, pat_str=spec.pattern, mergeable_ranks=ranks, special_tokens=dict(spec.special_tokens)
-    )
+    built = tiktoken.Encoding(name=name, pat_str=spec.pattern, mergeable_ranks=ranks, special_tokens=dict(spec.special_tokens))
     # The encoding has copied the ranks into Rust and keeps our dictionary only to be pickled, which nobody does here:
     # emptying it gives back 20 to 40 MiB.
     ranks.clear()

@@ -77,9 +77,7 @@ def _jpeg_size(head: bytes) -> Size | None:
         if marker == 0xFF:  # fill bytes may stand before a marker
             place += 1
         elif marker in _JPEG_FRAMES:
-            return int.from_bytes(head[place + 7 : place + 9], "big"), int.from_bytes(
-                head[place + 5 : place + 7], "big"
-            )
+            return int.from_bytes(head[place + 7 : place + 9], "big"), int.from_bytes(head[place + 5 : place + 7], "big")
         elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers that stand alone
             place += 2
         else:

@@ -147,9 +147,7 @@ def _binary_tokens(media: Media) -> int:
             seconds = media.number("duration_s", "duration", "seconds") or _audio_seconds(media.data)
             return math.ceil(seconds * AUDIO_TOKENS_PER_S[media.provider])
         case "video":
-            return math.ceil(
-                (media.number("duration_s", "duration", "seconds") or VIDEO_DEFAULT_S) * VIDEO_TOKENS_PER_S
-            )
+            return math.ceil((media.number("duration_s", "duration", "seconds") or VIDEO_DEFAULT_S) * VIDEO_TOKENS_PER_S)
         case "pdf":
             pages = media.number("pages", "page_count", "pageCount") or _pdf_pages(media.data)
             return math.ceil(pages) * (GOOGLE_TILE_TOKENS if media.provider == GOOGLE else PDF_PAGE_TOKENS)

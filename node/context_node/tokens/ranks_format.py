@@ -41,6 +41,4 @@ def parse_published(text: bytes) -> dict[bytes, int]:
 
 def published(ranks: Mapping[bytes, int]) -> bytes:
     """The published `.tiktoken` file that holds these ranks."""
-    return b"".join(
-        b"%s %d\n" % (base64.b64encode(token), ranks[token]) for token in sorted(ranks, key=ranks.__getitem__)
-    )
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), ranks[token]) for token in sorted(ranks, key=ranks.__getitem__))
