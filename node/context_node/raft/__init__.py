@@ -26,7 +26,7 @@ once, P12):
    keep the record in one durable step. No other Ready comes before `persisted` says that it is done; it also counts
    as applied.
 4. Only after the COMMIT returned: `persisted(ready.number)`; it stands for all earlier ones. A failed commit is
-   never retried (P10): stop. A Ready without a record needs no call if all earlier ones are persisted.
+   never retried (P10): stop. A Ready without a record needs no call of its own: it counts as soon as all earlier ones are persisted.
 5. Only then: `ready.messages_after_persist` (votes and acknowledgements: what they promise must be durable, P1, P2).
    Messages to the peers named in `ready.snapshot_targets` carry a snapshot's description; send its content beside
    it, and answer for it with `report_snapshot`.

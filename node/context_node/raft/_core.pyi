@@ -109,7 +109,7 @@ class Group:
         """Applies the committed configuration entry at `index`, in order; the bytes of the configuration now in force.
 
         `refuse`: the state machine rejects it; like an entry that does not fit the configuration, it then changes
-        nothing.
+        nothing. Leaving a joint configuration can't be rejected (`ValueError`): the group would never get out.
         """
 
     def applied(self, index: int) -> None:
@@ -119,7 +119,11 @@ class Group:
         """Forgets entries up to `index`, at most `applied_index`; the term of `index` stays known."""
 
     def set_snapshot(self, index: int, term: int, conf_state: bytes, data: bytes) -> None:
-        """What may be sent to followers that are too far behind; `data` is opaque. At most `applied_index`."""
+        """What may be sent to followers that are too far behind, until the next start; `data` is opaque.
+
+        At most `applied_index`. One that does not name the follower, or is older than the log's start, is not sent:
+        `snapshot_requested` then asks for a newer one.
+        """
 
     def clear_snapshot(self) -> None:
         """The snapshot that was set is no longer there."""
