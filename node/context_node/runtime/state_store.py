@@ -108,7 +108,7 @@ class StateStore:
         self._execute = self._database.execute
         try:
             self._applied = self._begin_life()
-        except (apsw.Error, StorageError, KeyError) as error:
+        except (apsw.Error, StorageError, KeyError, TypeError, ValueError) as error:  # the last three: impossible rows
             abandon(self._database)
             raise storage_error(path, "open", error, self._database) from error
         self._pages = self._wal_start = pages_written(self._database)
@@ -339,7 +339,7 @@ class StateStore:
             self._check_usable()
         try:
             return self._execute(statement, values).fetchall()
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:
             raise self._fail("read", error) from error
 
     def _write(self, changes: StateChanges) -> None:
