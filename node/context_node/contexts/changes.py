@@ -1,7 +1,7 @@
 """What applying commands changed and the database does not have yet.
 
-Knows the rows to store. Knows nothing of databases: the runtime drains it. Invariant: whatever is here is a function of the log, and storing
-it together with the applied index at which it was drained loses nothing and doubles nothing.
+Knows the rows to store. Knows nothing of databases: the runtime drains it. Invariant: whatever is here is a function of the
+log, and storing it together with the applied index at which it was drained loses nothing and doubles nothing.
 """
 
 from dataclasses import dataclass, field
@@ -18,8 +18,9 @@ def rowid(ordinal: int, seq: int) -> int:
 
 @dataclass(slots=True)
 class Changes:
-    """Rows by table. `messages`: (rowid, body, info); `rewrites`: (ordinal, version, record); `keys_below`: by ordinal, the lowest key number
-    and time (ms) to keep; `purged`: ordinals; `contexts`: those whose record changed (their ids and keys are in `fresh_ids`, `fresh_keys`)."""
+    """Rows by table. `messages`: (rowid, body, info); `rewrites`: (ordinal, version, record); `keys_below`: by ordinal, the
+    lowest key number and time (ms) to keep; `purged`: ordinals; `contexts`: those whose record changed (their ids and keys
+    are in `fresh_ids`, `fresh_keys`)."""
 
     messages: list[tuple[int, bytes, bytes]] = field(default_factory=list)
     rewrites: list[tuple[int, int, bytes]] = field(default_factory=list)

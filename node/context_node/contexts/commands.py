@@ -1,7 +1,7 @@
 """What is written to the Raft log: frozen, versioned values that carry all that is not a function of the log.
 
-The proposer puts times, token counts, digests, defaults and limits into a command, so that every replica answers the same (W5). A type's tag holds
-its revision: behaviour changes by a new type, never by editing an old one. Encoded as MessagePack.
+The proposer puts times, token counts, digests, defaults and limits into a command, so that every replica answers the same
+(W5). A type's tag holds its revision: behaviour changes by a new type, never by editing an old one. Encoded as MessagePack.
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,8 @@ class AppendMessages(msgspec.Struct, frozen=True, array_like=True, tag="append/1
 
 
 class Recount(msgspec.Struct, frozen=True, array_like=True):
-    """New part costs for one window item, named by its kind and seq and place among those of that seq."""
+    """New part costs for one window item, named by its kind and seq. Of summaries with the same seq, the first recount is for
+    the first in the window, and so on; a message's counts are for all its parts, wherever they stand."""
 
     kind: int
     seq: int
@@ -88,7 +89,8 @@ class Recount(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PutConfig(msgspec.Struct, frozen=True, array_like=True, tag="put/1"):
-    """Create a context or change its configuration; None keeps. `recounts` come with a new tokenizer if the window is to be counted again."""
+    """Create a context or change its configuration; None keeps. `recounts` come with a new tokenizer if the window is to be
+    counted again."""
 
     context_id: str
     at_ms: int

@@ -1,6 +1,7 @@
 """When a window is compacted, and how it is brought below its target: edits by the strategy first, eviction last.
 
-Knows SEMANTICS.md "Ratios and eviction". Invariants: the floor never leaves (W2, W3), and a window that can fit its budget does (W1).
+Knows SEMANTICS.md "Ratios and eviction". Invariants: the floor never leaves (W2, W3), and a window that can fit its budget
+does (W1). Without need it costs a few comparisons, whatever the window's size.
 """
 
 from collections.abc import Sequence
@@ -44,6 +45,15 @@ class Plan:
         """What head items leave of the budget, in tokens."""
         return max(0, self.budget - window.head_tokens)
 
+    def shrunk(self, count: int) -> int:
+        """To how many messages eviction cuts where `count` is the most: max(1, ⌊count·target/trigger⌋)."""
+        return max(1, share(count, self.target_ratio / self.trigger_ratio))
+
+
+def share(whole: int, ratio: float) -> int:
+    """⌊whole·ratio⌋, such that a product that is a whole number in decimals is not missed by rounding (0.7 · 90 is 63)."""
+    return int(whole * ratio + 1e-7)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -60,27 +70,36 @@ def compact(window: Window, plan: Plan) -> Outcome:
     """Bring the window below its target if it is above its trigger; cheap if it is not."""
     if not is_due(window, plan):
         return NOTHING
-    goal = _Goal.of(window, plan)
+    analysis = analyse(window.items, plan.budget)
+    goal = _Goal.of(window, plan, analysis)
     changed = False
     for edit in plan.strategy.edits:
-        items = edit(window.items, analyse(window.items, plan.budget))
+        items = edit(window.items, analysis)
         if items is not None:
             window.replace_items(items)
+            analysis = analyse(window.items, plan.budget)
             changed = True
-        if goal.is_met(window):
+        if goal.is_met(window, analysis):
             break
-    if not goal.is_met(window):
-        changed = _evict(window, plan.budget, goal) or changed
+    if not goal.is_met(window, analysis):
+        changed = _evict(window, analysis, goal) or changed
     return Outcome(changed, changed and plan.strategy.manual)
 
 
 def is_above_trigger(window: Window, plan: Plan) -> bool:
     """Whether the body costs more than the trigger's share of the room, or has more messages than a limit allows."""
+    room = plan.budget - window.head_tokens
     body = window.tokens - window.head_tokens
-    if body > plan.trigger_ratio * plan.room(window) or len(window.items) > plan.items_max:
+    if body > (share(room, plan.trigger_ratio) if room > 0 else 0):
+        return True
+    count = len(window.items)
+    if count > plan.items_max:
         return True
     limit = plan.strategy.limit
-    return limit is not None and len(window.items) - window.head_count > limit and counted(window, plan.budget) > limit
+    if limit is None or count - window.head_count <= limit:
+        return False
+    # The last user message does not count: one above the limit, only a closer look can tell.
+    return count - window.head_count > limit + 1 or analyse(window.items, plan.budget).counted > limit
 
 
 def is_due(window: Window, plan: Plan) -> bool:
@@ -95,81 +114,76 @@ def needs_compaction(window: Window, plan: Plan) -> bool:
     return is_above_trigger(window, plan) and any(not unit.floor for unit in analyse(window.items, plan.budget).units)
 
 
-def counted(window: Window, budget: int) -> int:
-    """The messages that a `limit` counts: all but head and the last user message."""
-    return _count(analyse(window.items, budget))
-
-
-def _count(analysis: Analysis) -> int:
-    return sum(len(unit.places) for unit in analysis.units if not unit.head and unit is not analysis.last_user)
-
-
 @dataclass(frozen=True, slots=True)
 class _Goal:
     """Where compaction ends: at most `tokens` in the body, `count` counted messages and `items` in all."""
 
-    tokens: float
+    tokens: int
     count: int | None
     items: int
-    budget: int
 
     @classmethod
-    def of(cls, window: Window, plan: Plan) -> "_Goal":
-        limit = plan.strategy.limit
-        count = None
-        if limit is not None:
-            is_over = counted(window, plan.budget) > limit
-            count = max(1, int(limit * plan.target_ratio / plan.trigger_ratio)) if is_over else limit
+    def of(cls, window: Window, plan: Plan, analysis: Analysis) -> "_Goal":
+        count = plan.strategy.limit
+        if count is not None and analysis.counted > count:
+            count = plan.shrunk(count)
         items = plan.items_max
         if len(window.items) > items:
-            items = max(1, int(items * plan.target_ratio / plan.trigger_ratio))
-        return cls(plan.target_ratio * plan.room(window), count, items, plan.budget)
+            items = plan.shrunk(items)
+        return cls(share(plan.room(window), plan.target_ratio), count, items)
 
-    def is_met(self, window: Window) -> bool:
-        return (
-            window.tokens - window.head_tokens <= self.tokens
-            and len(window.items) <= self.items
-            and (self.count is None or counted(window, self.budget) <= self.count)
-        )
+    def is_met(self, window: Window, analysis: Analysis) -> bool:
+        return self.holds(window.tokens - window.head_tokens, analysis.counted, len(window.items))
+
+    def holds(self, body: int, counted: int, total: int) -> bool:
+        return body <= self.tokens and total <= self.items and (self.count is None or counted <= self.count)
 
 
-def _evict(window: Window, budget: int, goal: _Goal) -> bool:
-    """Drop earlier turns whole, then summaries, then units of the last turn, oldest first, until the goal is met. Returns whether any went."""
-    analysis = analyse(window.items, budget)
-    body = window.tokens - window.head_tokens
-    count = _count(analysis)
+def _evict(window: Window, analysis: Analysis, goal: _Goal) -> bool:
+    """Drop earlier turns whole, then summaries, then units of the last turn, oldest first, until the goal is met. Returns
+    whether any went."""
+    body = start = window.tokens - window.head_tokens
+    counted = analysis.counted
     total = len(window.items)
     gone: set[int] = set()
     for group in _eviction_order(analysis):
-        if body <= goal.tokens and total <= goal.items and (goal.count is None or count <= goal.count):
+        if goal.holds(body, counted, total):
             break
         for unit in group:
             gone.update(unit.places)
             body -= unit.tokens
             total -= len(unit.places)
-            count -= 0 if unit is analysis.last_user else len(unit.places)
+            counted -= len(unit.places) - (unit is analysis.last_user)
     if gone:
-        window.replace_items(item for place, item in enumerate(window.items) if place not in gone)
+        window.drop(gone, start - body)
     return bool(gone)
 
 
 def _eviction_order(analysis: Analysis) -> list[list[Unit]]:
     """The units that may go, in groups that go together."""
-    free = [unit for unit in analysis.units if not unit.floor]
     turns: dict[int, list[Unit]] = {}
-    for unit in free:
-        if not unit.summary and unit.turn < analysis.last_turn:
+    summaries: list[list[Unit]] = []
+    last: list[list[Unit]] = []
+    for unit in analysis.units:
+        if unit.floor:
+            continue
+        if unit.summary:
+            summaries.append([unit])
+        elif unit.turn < analysis.last_turn:
+            # Units come in the order of their first item, so turns come in order too.
             turns.setdefault(unit.turn, []).append(unit)
-    summaries = [[unit] for unit in free if unit.summary]
-    last = [[unit] for unit in free if not unit.summary and unit.turn >= analysis.last_turn]
-    return [*(turns[turn] for turn in sorted(turns)), *summaries, *last]
+        else:
+            last.append([unit])
+    return [*turns.values(), *summaries, *last]
 
 
 def over_budget_reason(window: Window, budget: int) -> str | None:
-    """Why the window is above its budget: `head` (system and pinned messages alone), `waiting_calls`, `newest_unit`; None if it fits."""
+    """Why the window is above its budget: `head` (system and pinned messages alone), `waiting_calls`, `newest_unit`; None if
+    it fits."""
     if window.tokens <= budget:
         return None
     if window.head_tokens > budget:
         return "head"
-    waiting = sum(unit.tokens for unit in analyse(window.items, budget).units if unit.waiting and not unit.head)
+    units = analyse(window.items, budget).units
+    waiting = sum(unit.tokens for unit in units if unit.waiting and not unit.head)
     return "waiting_calls" if window.head_tokens + waiting > budget else "newest_unit"

@@ -1,6 +1,7 @@
 """A context's configuration: how it is resolved at creation, and how PUT and PATCH change it.
 
-Knows SEMANTICS.md "Policies by name" (own, then the policy's, then the cluster's) and RFC 7396. Changes nothing; gives new values or refuses.
+Knows SEMANTICS.md "Policies by name" (own, then the policy's, then the cluster's) and RFC 7396. Changes nothing; gives new
+values or refuses.
 """
 
 from typing import Any
@@ -78,7 +79,8 @@ def _checked(config: Config) -> Config:
     target = derived_target(config.trigger_ratio) if config.target_ratio is None else config.target_ratio
     if not 0 < target < config.trigger_ratio <= 1:
         raise Unprocessable(
-            f"target_ratio ({target}) must be above 0 and below trigger_ratio ({config.trigger_ratio}), and that at most 1.", field="target_ratio"
+            f"target_ratio ({target}) must be above 0 and below trigger_ratio ({config.trigger_ratio}), and that at most 1.",
+            field="target_ratio",
         )
     return config
 

@@ -1,7 +1,8 @@
 """One context: its configuration, counters and window, and how they are stored.
 
-Knows what a context's record holds and how a window is read back from it and the messages it names. Knows nothing of where records are kept.
-Invariants: `record()` and `Context.read` are inverse; equal contexts have equal records, byte for byte (W5).
+Knows what a context's record holds and how a window is read back from it and the messages it names. Knows nothing of where
+records are kept.
+Invariants: `record()` and `read_context` are inverse; equal contexts have equal records, byte for byte (W5).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,17 @@ import msgspec
 
 from context_node.contexts.commands import PolicySpec
 from context_node.contexts.compaction import Plan
-from context_node.contexts.items import LIVE, MARKER, SUMMARY, Info, Item, edited, info_decoder, live_item, marker_item
+from context_node.contexts.items import (
+    LIVE,
+    MARKER,
+    Info,
+    Item,
+    edited,
+    info_decoder,
+    live_item,
+    marker_item,
+    stored_summary,
+)
 from context_node.contexts.parts import Mark
 from context_node.contexts.replies import Reply
 from context_node.contexts.window import Window
@@ -20,8 +31,9 @@ from context_node.contexts.window import Window
 ACTIVE, TOMBSTONED = 0, 1
 
 Place = list[Any]
-"""One entry of a window's record: `[0, from, to]` for messages as they came, `[1, seq, pinned, skipped, cleared, counts]` for a message that
-is pinned or edited, `[2, from, to, body, role, tokens, marks, origin]` for a summary, `[3, seq, call_id]` for a marker."""
+"""One entry of a window's record: `[0, from, to]` for messages as they came, `[1, seq, pinned, skipped, cleared, counts]` for
+a message that is pinned or edited, `[2, from, to, body, role, tokens, marks, origin]` for a summary, `[3, seq, call_id]` for
+a marker."""
 
 RUN, SPECIAL, SUMMED, MARKED = range(4)
 
@@ -61,11 +73,12 @@ class Head(msgspec.Struct, array_like=True):
 
 
 class WindowRecord(msgspec.Struct, array_like=True):
-    """The window in a record. `rewritten` lists (version, from_seq, to_seq) of ranges that a hand changed, newest last; those before
-    `rewritten_floor` are forgotten."""
+    """The window in a record. `rewritten` lists (version, from_seq, to_seq) of ranges that a hand changed, newest last; those
+    before `rewritten_floor` are forgotten."""
 
     places: list[Place]
     rewritten_seq: int
+    stable_count: int
     forced: bool
     rewritten: list[tuple[int, int, int]]
     rewritten_floor: int
@@ -79,7 +92,6 @@ class Record(msgspec.Struct, array_like=True):
 _encode = msgspec.msgpack.Encoder().encode
 _records = msgspec.msgpack.Decoder(Record)
 _windows = msgspec.msgpack.Decoder(WindowRecord)
-_marks = msgspec.msgpack.Decoder(tuple[Mark, ...])
 
 REWRITTEN_MAX = 256
 """So many hand-made changes are remembered by range; an older `if_version` is a conflict."""
@@ -163,8 +175,16 @@ class Context:
     def record(self) -> bytes:
         """The bytes to store."""
         self.head.used_tokens = self.window.tokens
-        window = WindowRecord(self.window_places(), self.window.rewritten_seq, self.window.forced, self.rewritten, self.rewritten_floor)
-        return _encode(Record(self.head, msgspec.Raw(_encode(window))))
+        window = self.window
+        stored = WindowRecord(
+            self.window_places(),
+            window.rewritten_seq,
+            window.stable_count,
+            window.forced,
+            self.rewritten,
+            self.rewritten_floor,
+        )
+        return _encode(Record(self.head, msgspec.Raw(_encode(stored))))
 
 
 def read_head(record: bytes) -> Head:
@@ -181,13 +201,16 @@ def read_context(context_id: str, ordinal: int, record: bytes, rows: Rows) -> Co
     stored = _records.decode(record)
     window = _windows.decode(stored.window)
     messages = {seq: (body, info_decoder.decode(info)) for seq, body, info in rows(_ranges(window.places))}
-    items = restore_items(window.places, messages)
     context = Context(
-        context_id, ordinal, stored.head, Window(), list(map(tuple, window.rewritten)), window.rewritten_floor, places=window.places
+        context_id,
+        ordinal,
+        stored.head,
+        Window(rewritten_seq=window.rewritten_seq, stable_count=window.stable_count, forced=window.forced),
+        window.rewritten,
+        window.rewritten_floor,
+        places=window.places,
     )
-    context.window.replace_items(items)
-    context.window.rewritten_seq = window.rewritten_seq
-    context.window.forced = window.forced
+    context.window.replace_items(restore_items(window.places, messages))
     return context
 
 
@@ -211,7 +234,8 @@ def restore_items(places: Sequence[Place], messages: Mapping[int, tuple[bytes, I
         elif place[0] == SPECIAL:
             _, seq, pinned, skipped, cleared, counts = place
             item = live_item(seq, *messages[seq])
-            items.append(edited(item, skipped=skipped, cleared=cleared, counts=None if counts is None else tuple(counts), pinned=pinned))
+            new_counts = None if counts is None else tuple(counts)
+            items.append(edited(item, skipped=skipped, cleared=cleared, counts=new_counts, pinned=pinned))
         elif place[0] == SUMMED:
             items.append(_summary(place))
         else:
@@ -222,7 +246,7 @@ def restore_items(places: Sequence[Place], messages: Mapping[int, tuple[bytes, I
 def _summary(place: Place) -> Item:
     _, from_seq, to_seq, body, role, tokens, marks, origin = place
     decoded = msgspec.convert(marks, tuple[Mark, ...])
-    return Item(SUMMARY, from_seq, role, body, tokens, decoded, to_seq=to_seq, origin=tuple(origin))
+    return stored_summary((from_seq, to_seq), body, role, tokens, decoded, tuple(origin))
 
 
 def _extend(places: list[Place], item: Item) -> None:
@@ -239,3 +263,21 @@ def _extend(places: list[Place], item: Item) -> None:
     else:
         marks = [msgspec.structs.astuple(mark) for mark in item.marks]
         places.append([SUMMED, item.seq, item.to_seq, item.body, item.role, item.tokens, marks, list(item.origin)])
+
+
+class RewriteRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A window after a rewrite, for `at_version`: its entries, where a summary that an earlier rewrite brought is named by
+    that rewrite's version and its place in it."""
+
+    last_seq: int
+    places: list[Any]
+
+
+def rewrite_record(context: Context) -> bytes:
+    """The window as it stands, just after a rewrite gave the context its version."""
+    version = context.head.version
+    places = [
+        place if place[0] != SUMMED or place[7][0] == version else [SUMMED, place[1], place[2], None, None, 0, [], place[7]]
+        for place in context.window_places()
+    ]
+    return _encode(RewriteRecord(context.head.last_seq, places))

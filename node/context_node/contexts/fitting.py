@@ -13,10 +13,15 @@ from context_node.contexts.window import Window
 def fit(items: Iterable[Item], plan: Plan) -> Window:
     """Append `items` one by one to an empty window under `plan`."""
     window = Window()
+    newest_seq = 0
+    is_first = True
     for item in items:
-        rewrote = bool(window.join(item))
+        newest_seq = max(newest_seq, item.to_seq)
+        is_rewritten = bool(window.join(item))
         outcome = compact(window, plan)
-        if outcome.changed or rewrote or not window.rewritten_seq:
-            window.rewritten_seq = max(window.rewritten_seq, item.to_seq)
+        if outcome.changed or is_rewritten:
             window.forced = outcome.forced
+        if outcome.changed or is_rewritten or is_first:
+            window.mark_stable(newest_seq)
+        is_first = False
     return window

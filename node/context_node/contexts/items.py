@@ -21,80 +21,47 @@ MESSAGE_OVERHEAD_TOKENS = 4
 """What a message costs besides its parts (role and separators)."""
 
 PLACEHOLDER_TEXT = "[old tool result cleared]"
-PLACEHOLDER_TOKENS = 48
-"""The cost of a cleared result, revision 1: the compact JSON of a result with a long id and `PLACEHOLDER_TEXT` stays below it."""
+PLACEHOLDER_TOKENS = 72
+"""The cost of a cleared result, revision 1. The compact JSON of a result with `PLACEHOLDER_TEXT` and an id of OpenAI, Anthropic,
+vLLM or a UUID stays below it in o200k_base and cl100k_base, also in the AI SDK's longer form (measured: at most 64)."""
 
 MARKER_TEXT = "[no result was received for this call]"
-MARKER_TOKENS = 56
-"""The cost of a marker result with its message overhead, revision 1."""
+MARKER_TOKENS = 64
+"""The cost of a marker result with its message overhead, revision 1 (measured over the same ids: at most 54 + 4)."""
 
 _json = msgspec.json.Encoder()
 
 
-class Item:
-    """One item of a window.
+_LINKING = frozenset({CALL, RESULT, CALL_AND_RESULT, REASONING})
 
-    `seq` is the message's place in history (for a summary the first seq that it covers, for a marker the seq of its call); `body` is its
-    JSON object and `original` that object as it stands in history; `skipped` and `cleared` are positions of parts; `counts` are part
-    costs that a recount put in place of the first ones; `origin` of a summary names the rewrite (version) and its place in it.
+
+class Item(msgspec.Struct, frozen=True, eq=False):
+    """One item of a window. Made by the functions below, which keep the derived fields right; compared by identity.
+
+    `seq` is the message's place in history (for a summary the first seq that it covers, 0 if it covers none; for a marker
+    the seq of its call) and `to_seq` the last that it stands for; `body` is its JSON object and `original` that object as
+    it stands in history; `skipped` and `cleared` are positions of parts; `counts` are part costs that a recount put in
+    place of the first ones; `origin` of a summary names the rewrite (version) and its place in it; `call_id` is a marker's.
+    `is_plain` tells that no part can link it to another item, `is_head_alone` that it is head for its own sake and not for
+    its unit's (W3); a summary of a whole replacement may be a system message.
     """
 
-    __slots__ = (
-        "body",
-        "call_id",
-        "cleared",
-        "counts",
-        "is_plain",
-        "kind",
-        "marks",
-        "origin",
-        "original",
-        "pinned",
-        "role",
-        "seq",
-        "skipped",
-        "to_seq",
-        "tokens",
-    )
-
-    def __init__(
-        self,
-        kind: int,
-        seq: int,
-        role: str,
-        body: bytes,
-        tokens: int,
-        marks: tuple[Mark, ...],
-        *,
-        to_seq: int | None = None,
-        pinned: bool = False,
-        skipped: tuple[int, ...] = (),
-        cleared: tuple[int, ...] = (),
-        counts: tuple[int, ...] | None = None,
-        origin: tuple[int, int] = (0, 0),
-        call_id: str = "",
-        original: bytes | None = None,
-    ) -> None:
-        self.kind = kind
-        self.seq = seq
-        self.to_seq = seq if to_seq is None else to_seq
-        self.role = role
-        self.body = body
-        self.original = body if original is None else original
-        self.tokens = tokens
-        self.marks = marks
-        self.pinned = pinned
-        self.skipped = skipped
-        self.cleared = cleared
-        self.counts = counts
-        self.origin = origin
-        self.call_id = call_id
-        self.is_plain = all(mark.kind not in _LINKING for mark in marks)
-
-    @property
-    def is_head_alone(self) -> bool:
-        """Whether the item is head for its own sake, not for its unit's (W3). A summary of a whole replacement may be a system message."""
-        return self.pinned or self.role in HEAD_ROLES
+    kind: int
+    seq: int
+    role: str
+    body: bytes
+    tokens: int
+    marks: tuple[Mark, ...]
+    to_seq: int
+    original: bytes
+    is_plain: bool
+    is_head_alone: bool
+    pinned: bool = False
+    skipped: tuple[int, ...] = ()
+    cleared: tuple[int, ...] = ()
+    counts: tuple[int, ...] | None = None
+    origin: tuple[int, int] = (0, 0)
+    call_id: str = ""
 
     @property
     def is_edited(self) -> bool:
@@ -107,22 +74,22 @@ class Item:
             return enumerate(self.marks)
         return ((place, mark) for place, mark in enumerate(self.marks) if place not in self.skipped)
 
-    def has_results(self) -> bool:
-        return not self.is_plain and any(mark.kind == RESULT for _, mark in self.active_marks())
-
-    def has_calls(self) -> bool:
-        return not self.is_plain and any(mark.kind in (CALL, CALL_AND_RESULT) for _, mark in self.active_marks())
+    def has_links(self) -> bool:
+        """Whether a call or a result is in it."""
+        return not self.is_plain and any(mark.kind in (CALL, RESULT, CALL_AND_RESULT) for _, mark in self.active_marks())
 
     def is_reasoning_alone(self) -> bool:
-        marks = [mark for _, mark in self.active_marks()]
-        return bool(marks) and all(mark.kind == REASONING for mark in marks)
+        return not self.is_plain and all(mark.kind == REASONING for _, mark in self.active_marks())
 
     def is_results_alone(self) -> bool:
-        marks = [mark for _, mark in self.active_marks()]
-        return bool(marks) and all(mark.kind == RESULT for mark in marks)
+        return not self.is_plain and all(mark.kind == RESULT for _, mark in self.active_marks())
 
 
-_LINKING = frozenset({CALL, RESULT, CALL_AND_RESULT, REASONING})
+def _is_plain(marks: tuple[Mark, ...]) -> bool:
+    for mark in marks:  # noqa: SIM110 - a loop costs half of any() here, on every append
+        if mark.kind in _LINKING:
+            return False
+    return True
 
 
 class Info(msgspec.Struct, frozen=True, array_like=True):
@@ -144,9 +111,11 @@ def timestamp(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_ms % 1000:03d}Z"
 
 
-def live_item(seq: int, body: bytes, info: Info) -> Item:
+def live_item(seq: int, body: bytes, info: Info, pinned: bool = False) -> Item:
     """The item of a message as it came."""
-    return Item(LIVE, seq, info.role, body, info.tokens, info.marks)
+    role, marks = info.role, info.marks
+    is_head = pinned or role in HEAD_ROLES
+    return Item(LIVE, seq, role, body, info.tokens, marks, seq, body, _is_plain(marks), is_head, pinned)
 
 
 def edited(
@@ -157,36 +126,47 @@ def edited(
     counts: tuple[int, ...] | None = None,
     pinned: bool | None = None,
 ) -> Item:
-    """A copy of a live item with the parts at `skipped` left out and the results at `cleared` replaced by a placeholder, besides those
-    that already are. `original` is the body as it stands in history. `counts` are new part costs, by position."""
+    """A copy of a live item with the parts at `skipped` left out and the results at `cleared` replaced by a placeholder,
+    besides those that already are. `counts` are new part costs, by position. The outcome follows from the message in
+    history and the sums of all edits, whatever their order: a record holds those sums."""
     skip = tuple(sorted({*item.skipped, *skipped}))
     clear = tuple(sorted({*item.cleared, *cleared} - set(skip)))
     new_counts = item.counts if counts is None else counts
-    marks = item.marks if new_counts is None else recounted(item.marks, new_counts)
+    pin = item.pinned if pinned is None else pinned
+    is_head = pin or item.role in HEAD_ROLES
+    if (skip, clear, new_counts) == (item.skipped, item.cleared, item.counts):
+        return msgspec.structs.replace(item, pinned=pin, is_head_alone=is_head)
+    marks = item.marks if counts is None else recounted(item.marks, counts)
     full = msgspec.json.decode(item.original)
     # A client's own token_count is spread over the parts whole; only the server's count has an overhead.
-    overhead = MESSAGE_OVERHEAD_TOKENS if new_counts is not None else full["token_count"] - sum(mark.tokens for mark in item.marks)
+    overhead = MESSAGE_OVERHEAD_TOKENS
+    if new_counts is None:
+        overhead = full["token_count"] - sum(mark.tokens for mark in item.marks)
     tokens = overhead + sum(cost(mark, place in clear) for place, mark in enumerate(marks) if place not in skip)
-    unchanged = not skip and not clear and new_counts is None
-    body = item.original if unchanged else _edited_body(full, skip, clear, tokens)
     return Item(
         LIVE,
         item.seq,
         item.role,
-        body,
+        _edited_body(full, skip, clear, tokens),
         tokens,
         marks,
-        pinned=item.pinned if pinned is None else pinned,
-        skipped=skip,
-        cleared=clear,
-        counts=new_counts,
-        original=item.original,
+        item.seq,
+        item.original,
+        _is_plain(tuple(mark for place, mark in enumerate(marks) if place not in skip)),
+        is_head,
+        pin,
+        skip,
+        clear,
+        new_counts,
     )
 
 
 def recounted(marks: Sequence[Mark], counts: Sequence[int]) -> tuple[Mark, ...]:
-    """The marks with new costs."""
-    return tuple(msgspec.structs.replace(mark, tokens=count) for mark, count in zip(marks, counts, strict=True))
+    """The marks with new costs; the share of an output keeps its proportion."""
+    return tuple(
+        msgspec.structs.replace(mark, tokens=count, output_tokens=mark.output_tokens * count // max(1, mark.tokens))
+        for mark, count in zip(marks, counts, strict=True)
+    )
 
 
 def cost(mark: Mark, is_cleared: bool) -> int:
@@ -218,10 +198,33 @@ def marker_item(call_seq: int, call_id: str) -> Item:
     part = {"type": "tool_result", "tool_call_id": call_id, "output": MARKER_TEXT}
     fields = {"seq": None, "role": "tool", "parts": [part], "metadata": {"marker": True}, "token_count": MARKER_TOKENS}
     mark = Mark(RESULT, "tool_result", MARKER_TOKENS - MESSAGE_OVERHEAD_TOKENS, call_id)
-    return Item(MARKER, call_seq, "tool", _json.encode(fields), MARKER_TOKENS, (mark,), call_id=call_id)
+    body = _json.encode(fields)
+    return Item(MARKER, call_seq, "tool", body, MARKER_TOKENS, (mark,), call_seq, body, False, False, call_id=call_id)
 
 
-def summary_item(covers: tuple[int, int], draft_fields: bytes, role: str, tokens: int, marks: tuple[Mark, ...], origin: tuple[int, int]) -> Item:
-    """An item that a rewrite puts in place of the messages `covers` (inclusive). `origin` is (version of the rewrite, place in it)."""
+def summary_item(
+    covers: tuple[int, int],
+    draft_fields: bytes,
+    role: str,
+    tokens: int,
+    marks: tuple[Mark, ...],
+    origin: tuple[int, int],
+) -> Item:
+    """An item that a rewrite puts in place of the messages `covers` (inclusive; (0, 0) for none). `origin` is (version of
+    the rewrite, place in it)."""
     body = b'{"seq":null,"covers":[%d,%d],%b}' % (*covers, draft_fields)
-    return Item(SUMMARY, covers[0], role, body, tokens, marks, to_seq=covers[1], origin=origin)
+    return stored_summary(covers, body, role, tokens, marks, origin)
+
+
+def stored_summary(covers: tuple[int, int], body: bytes, role: str, tokens: int, marks: tuple[Mark, ...], origin: tuple[int, int]) -> Item:
+    """A summary from what a record holds of it."""
+    is_head = role in HEAD_ROLES
+    first, last = covers
+    return Item(SUMMARY, first, role, body, tokens, marks, last, body, _is_plain(marks), is_head, origin=origin)
+
+
+def recounted_summary(item: Item, counts: tuple[int, ...]) -> Item:
+    """A summary with new part costs."""
+    tokens = MESSAGE_OVERHEAD_TOKENS + sum(counts)
+    body = _json.encode({**msgspec.json.decode(item.body), "token_count": tokens})
+    return stored_summary((item.seq, item.to_seq), body, item.role, tokens, recounted(item.marks, counts), item.origin)

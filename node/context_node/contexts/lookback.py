@@ -20,7 +20,8 @@ def tokens_of(info: bytes) -> int:
 
 
 def unit_of(rows: Sequence[Restored], seq: int) -> list[Restored]:
-    """The messages of the unit that holds `seq`, in window order, from the history around it. Only the message itself if it pairs with nothing."""
+    """The messages of the unit that holds `seq`, in window order, from the history around it. Only the message itself if it
+    pairs with nothing."""
     window = Window()
     for row in rows:
         window.join(live_item(row.seq, row.body, info_decoder.decode(row.info)))

@@ -1,7 +1,8 @@
 """Policies by name: their records, which one a context follows, and the plan that comes of it.
 
-Knows SEMANTICS.md "Policies by name". The system group numbers generations; a shard only ever takes a newer one. Invariant: a policy that
-reached the log can be parsed by the revision that wrote it; one that this revision cannot parse acts as the default strategy, never as a fault.
+Knows SEMANTICS.md "Policies by name". The system group numbers generations; a shard only ever takes a newer one. Invariant: a
+policy that reached the log can be parsed by the revision that wrote it; one that this revision cannot parse acts as the default
+strategy, never as a fault.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import msgspec
 
 from context_node.contexts.commands import PolicyRecord, PolicySpec
 from context_node.contexts.compaction import Strategy
-from context_node.contexts.refusals import InvalidPolicy
+from context_node.contexts.refusals import InvalidPolicy, PolicyNotFound
 from context_node.contexts.strategies import DEFAULT_STRATEGY, parse_strategy
 
 
@@ -60,3 +61,33 @@ def default_policy(policies: dict[str, Policy]) -> Policy | None:
     """The policy marked `default`; of two the older wins."""
     marked = [policy for policy in policies.values() if policy.record.default and not policy.record.deleted]
     return min(marked, key=lambda policy: (policy.record.created_at_ms, policy.record.name), default=None)
+
+
+def copy_policy(policies: dict[str, Policy], record: PolicyRecord) -> bool:
+    """In a shard: take over a newer generation. Returns whether it was newer."""
+    present = policies.get(record.name)
+    if present is not None and present.record.generation >= record.generation:
+        return False
+    # A deleted policy without users is kept too: its generation keeps an older copy from coming back.
+    policies[record.name] = policy_of(record, present.users if present is not None else 0)
+    return True
+
+
+def numbered_policy(present: Policy | None, record: PolicyRecord, clock_ms: int) -> Policy:
+    """In the system group: the policy with the next generation; `present` itself if the PUT changes nothing."""
+    old = present.record if present is not None else None
+    created = old.created_at_ms if old is not None and not old.deleted else clock_ms
+    generation = old.generation if old is not None else 0
+    updated = old.updated_at_ms if old is not None else 0
+    new = msgspec.structs.replace(record, generation=generation, created_at_ms=created, updated_at_ms=updated)
+    if present is not None and new == old:
+        return present
+    return policy_of(msgspec.structs.replace(new, generation=generation + 1, updated_at_ms=clock_ms))
+
+
+def deleted_policy(present: Policy | None, name: str, clock_ms: int) -> Policy:
+    """In the system group: the policy closed to new references. Raises `PolicyNotFound`."""
+    if present is None or present.record.deleted:
+        raise PolicyNotFound(f"There is no policy {name!r}.", name=name)
+    old = present.record
+    return policy_of(msgspec.structs.replace(old, deleted=True, generation=old.generation + 1, updated_at_ms=clock_ms))

@@ -9,7 +9,8 @@ import msgspec
 
 
 class Appended(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """The answer to an append. `seq` is that of the last message; `forced` tells that W1 made the window evict under a policy that would not."""
+    """The answer to an append. `seq` is that of the last message; `forced` tells that W1 made the window evict under a
+    policy that would not."""
 
     first_seq: int
     last_seq: int

@@ -18,7 +18,8 @@ class NewMessage:
 
     `role` is 1–32 characters of `[a-z_]`; `parts` has at least one part, each valid by `parts.check_part`; `metadata` is a JSON object.
     `token_count`, if the client gave one, is the whole cost of the message and wins over the server's count; range [0, 10_000_000].
-    `id` is the client's own name for the message and makes a retry safe for ever (H4). `pinned` keeps the message's unit in the window (W3).
+    `id` is the client's own name for the message and makes a retry safe for ever (H4). `pinned` keeps the message's unit in
+    the window (W3).
     """
 
     role: str

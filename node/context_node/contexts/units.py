@@ -1,169 +1,199 @@
 """Units and turns: what belongs together in a window, and what may leave it first.
 
-Knows SEMANTICS.md "Pairs, units, turns". Works on a list of items and keeps nothing. Invariant: the units partition the items.
+Knows SEMANTICS.md "Pairs, units, turns". Works on a list of items and keeps nothing. Invariants: the units partition the
+items, and the calls that `link` finds open are those that joining the same items one by one leaves open.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from context_node.contexts.items import LIVE, MARKER, SUMMARY, Item
-from context_node.contexts.parts import CALL, CALL_AND_RESULT, RESULT
+from context_node.contexts.parts import CALL, CALL_AND_RESULT, RESULT, Mark
 
 
-@dataclass(slots=True)
-class OpenCall:
-    """A call without a result: the item that holds it, and the marker that stands in for its result once it stopped waiting."""
+class OpenCall(msgspec.Struct, eq=False):
+    """A call without a result: the item and the position of the part that hold it, and the marker that stands in for its
+    result once it stopped waiting."""
 
     item: Item
     call_id: str
+    part: int
     marker: Item | None = None
 
 
-@dataclass(slots=True)
-class Unit:
-    """A message with all that it is paired with. `places` are positions in the window, ascending; `turn` counts from 0; `floor` tells that
-    it never leaves the window under the present budget."""
+OpenCalls = dict[str, list[OpenCall]]
+"""By call id the calls without a result, oldest first. Those without a marker are newer than those with one."""
+
+
+def take_answered(mark: Mark, open_calls: OpenCalls) -> OpenCall | None:
+    """The call that a part answers, taken out of `open_calls`: the latest of its id. None if it answers none.
+
+    A UI part that has not ended goes on with a call that still waits; one that waits no more it leaves alone, since it
+    brings no result that could take the marker's place.
+    """
+    kind = mark.kind
+    if kind != RESULT and kind != CALL_AND_RESULT:
+        return None
+    calls = open_calls.get(mark.call_id)
+    if not calls or (kind == CALL_AND_RESULT and not mark.ended and calls[-1].marker is not None):
+        return None
+    call = calls.pop()
+    if not calls:
+        del open_calls[mark.call_id]
+    return call
+
+
+def take_waiting(call_id: str, open_calls: OpenCalls) -> OpenCall | None:
+    """The latest call of that id without a marker; it stays open. None if there is none."""
+    for call in reversed(open_calls.get(call_id, ())):
+        if call.marker is None:
+            return call
+    return None
+
+
+def opens_call(mark: Mark) -> bool:
+    """Whether the part is a call that wants a result."""
+    return mark.kind == CALL or (mark.kind == CALL_AND_RESULT and not mark.ended)
+
+
+class Unit(msgspec.Struct, eq=False):
+    """A message with all that it is paired with. `places` are positions in the window, ascending; `turn` counts from 0;
+    `floor` tells that it never leaves the window under the present budget."""
 
     places: list[int]
     tokens: int
     head: bool
-    waiting: bool
     summary: bool
+    waiting: bool = False
     turn: int = 0
     floor: bool = False
 
 
-@dataclass(slots=True)
-class Links:
+class Links(msgspec.Struct, eq=False):
     """The units in the order of their first item, which unit each position belongs to, and the calls without a result."""
 
     units: list[Unit]
     unit_of: list[Unit]
-    open_calls: dict[str, list[OpenCall]] = field(default_factory=dict)
-
-
-class _Groups:
-    """Disjoint sets of positions (union by smallest member)."""
-
-    def __init__(self, size: int) -> None:
-        self.parent = list(range(size))
-
-    def find(self, place: int) -> int:
-        while self.parent[place] != place:
-            self.parent[place] = self.parent[self.parent[place]]
-            place = self.parent[place]
-        return place
-
-    def union(self, left: int, right: int) -> None:
-        left, right = sorted((self.find(left), self.find(right)))
-        self.parent[right] = left
+    open_calls: OpenCalls
 
 
 def link(items: Sequence[Item]) -> Links:
     """Pair results with calls and reasoning with what it belongs to, in one pass over the items."""
-    groups = _Groups(len(items))
-    open_calls: dict[str, list[tuple[int, OpenCall]]] = {}
+    units: list[Unit] = []
+    unit_of: list[Unit] = []
+    open_calls: OpenCalls = {}
     reasoning: dict[str, int] = {}
+    places: dict[int, int] = {}
     for place, item in enumerate(items):
-        if item.role in reasoning and item.kind != MARKER:
-            groups.union(reasoning.pop(item.role), place)
+        unit = Unit([place], item.tokens, item.is_head_alone, item.kind == SUMMARY)
+        units.append(unit)
+        unit_of.append(unit)
         if item.is_plain:
+            if reasoning and item.role in reasoning:
+                _merge(reasoning.pop(item.role), place, unit_of)
             continue
+        places[id(item)] = place
+        if item.kind == MARKER:
+            call = take_waiting(item.call_id, open_calls)
+            if call is not None:
+                call.marker = item
+                _merge(places[id(call.item)], place, unit_of)
+            continue
+        if item.role in reasoning:
+            _merge(reasoning.pop(item.role), place, unit_of)
         if item.is_reasoning_alone():
             reasoning[item.role] = place
-            continue
-        _pair(item, place, groups, open_calls)
-    units, unit_of = _collect(items, groups, open_calls)
-    return Links(units, unit_of, {call_id: [call for _, call in calls] for call_id, calls in open_calls.items()})
+        _pair(item, place, unit_of, open_calls, places)
+    if not places:
+        return Links(units, unit_of, open_calls)
+    for calls in open_calls.values():
+        for call in calls:
+            if call.marker is None:
+                unit_of[places[id(call.item)]].waiting = True
+    return Links([unit for unit in units if unit.places], unit_of, open_calls)
 
 
-def _pair(item: Item, place: int, groups: _Groups, open_calls: dict[str, list[tuple[int, OpenCall]]]) -> None:
-    for _, mark in item.active_marks():
-        if mark.kind in (RESULT, CALL_AND_RESULT):
-            calls = open_calls.get(mark.call_id)
-            if item.kind == MARKER and calls:
-                unmarked = next((entry for entry in reversed(calls) if entry[1].marker is None), None)
-                if unmarked is not None:
-                    groups.union(unmarked[0], place)
-                    unmarked[1].marker = item
-                continue
-            if calls:
-                caller, _call = calls.pop()
-                groups.union(caller, place)
-                if not calls:
-                    del open_calls[mark.call_id]
-    for _, mark in item.active_marks():
-        if mark.kind == CALL or (mark.kind == CALL_AND_RESULT and not mark.ended):
-            open_calls.setdefault(mark.call_id, []).append((place, OpenCall(item, mark.call_id)))
+def _pair(item: Item, place: int, unit_of: list[Unit], open_calls: OpenCalls, places: dict[int, int]) -> None:
+    for part, mark in item.active_marks():
+        call = take_answered(mark, open_calls)
+        if call is not None:
+            _merge(places[id(call.item)], place, unit_of)
+        if opens_call(mark):
+            open_calls.setdefault(mark.call_id, []).append(OpenCall(item, mark.call_id, part))
 
 
-def _collect(
-    items: Sequence[Item], groups: _Groups, open_calls: dict[str, list[tuple[int, OpenCall]]]
-) -> tuple[list[Unit], list[Unit]]:
-    waiting = {groups.find(place) for calls in open_calls.values() for place, call in calls if call.marker is None}
-    by_root: dict[int, Unit] = {}
-    unit_of: list[Unit] = []
-    for place, item in enumerate(items):
-        root = groups.find(place)
-        unit = by_root.get(root)
-        if unit is None:
-            # Roots are the smallest member, so units come in the order of their first item.
-            unit = by_root[root] = Unit([], 0, False, root in waiting, item.kind == SUMMARY)
-        unit.places.append(place)
-        unit.tokens += item.tokens
-        unit.head = unit.head or item.is_head_alone
-        unit_of.append(unit)
-    return list(by_root.values()), unit_of
+def _merge(left: int, right: int, unit_of: list[Unit]) -> None:
+    """Make one unit of those at two positions; the one that starts later is emptied."""
+    first, second = unit_of[left], unit_of[right]
+    if first is second:
+        return
+    if second.places[0] < first.places[0]:
+        first, second = second, first
+    for place in second.places:
+        unit_of[place] = first
+    first.places.extend(second.places)
+    first.places.sort()
+    first.tokens += second.tokens
+    first.head = first.head or second.head
+    second.places = []
 
 
-@dataclass(slots=True)
-class Analysis:
-    """A window taken apart for eviction: its units with turns and floor set, and which is the last turn."""
+class Analysis(msgspec.Struct, eq=False):
+    """A window taken apart for eviction: its units with turns and floor set, which is the last turn, the unit of the last
+    user message, and how many messages a `limit` counts: all but head and the last user message."""
 
     units: list[Unit]
     unit_of: list[Unit]
     last_turn: int
     last_user: Unit | None
     floor_tokens: int
+    counted: int
 
 
 def analyse(items: Sequence[Item], budget: int) -> Analysis:
     """Find turns and the floor. `budget` decides whether the last user message belongs to the floor."""
     links = link(items)
-    last_turn, last_user = _number_turns(items, links)
-    newest = _newest_unit(items, links)
-    floor_tokens = 0
+    last_turn, last_user = _number_turns(items, links.unit_of)
+    newest = _newest_unit(items, links.unit_of)
+    floor_tokens = counted = 0
     for unit in links.units:
-        unit.floor = unit.head or unit.waiting or unit is newest
-        if unit.floor:
+        if unit.head or unit.waiting or unit is newest:
+            unit.floor = True
             floor_tokens += unit.tokens
-    if last_user is not None and not last_user.floor and floor_tokens + last_user.tokens <= budget:
-        last_user.floor = True
-        floor_tokens += last_user.tokens
-    return Analysis(links.units, links.unit_of, last_turn, last_user, floor_tokens)
+        if not unit.head:
+            counted += len(unit.places)
+    if last_user is not None and not last_user.head:
+        counted -= 1
+        if not last_user.floor and floor_tokens + last_user.tokens <= budget:
+            last_user.floor = True
+            floor_tokens += last_user.tokens
+    return Analysis(links.units, links.unit_of, last_turn, last_user, floor_tokens, counted)
 
 
-def _number_turns(items: Sequence[Item], links: Links) -> tuple[int, Unit | None]:
+def _number_turns(items: Sequence[Item], unit_of: Sequence[Unit]) -> tuple[int, Unit | None]:
     """Number the units by turn. A turn starts at a user message that is no mere result and stands inside no earlier unit."""
     turn = 0
     reach = -1
     last_user: Unit | None = None
     for place, item in enumerate(items):
-        unit = links.unit_of[place]
-        is_first = unit.places[0] == place
-        if item.kind == LIVE and item.role == "user" and not item.is_results_alone():
+        unit = unit_of[place]
+        if item.role == "user" and item.kind == LIVE and not item.is_results_alone():
             last_user = unit
-            if is_first and reach < place:
+            if reach < place and unit.places[0] == place:
                 turn += 1
-        if is_first:
+        if unit.places[0] == place:
             unit.turn = turn
-            reach = max(reach, unit.places[-1])
+            if unit.places[-1] > reach:
+                reach = unit.places[-1]
     return turn, last_user
 
 
-def _newest_unit(items: Sequence[Item], links: Links) -> Unit | None:
-    """The unit of the newest message: by seq, since a late result may stand before the end. Without messages, the unit of the last item."""
-    newest = max((place for place, item in enumerate(items) if item.kind == LIVE), key=lambda place: (items[place].seq, place), default=None)
-    if newest is None:
-        newest = len(items) - 1
-    return links.unit_of[newest] if items else None
+def _newest_unit(items: Sequence[Item], unit_of: Sequence[Unit]) -> Unit | None:
+    """The unit of the newest item: by the last seq that it stands for, since a late result may stand before the end."""
+    newest, newest_seq = -1, -1
+    for place in range(len(items) - 1, -1, -1):
+        item = items[place]
+        if item.to_seq > newest_seq and item.kind != MARKER:
+            newest, newest_seq = place, item.to_seq
+    return unit_of[newest] if newest >= 0 else None

@@ -15,8 +15,6 @@ from context_node.contexts.refusals import InvalidPolicy
 from context_node.contexts.strategies.clear_tool_results import ClearToolResults
 from context_node.contexts.strategies.skip_parts import SkipParts
 
-
-
 T = TypeVar("T")
 
 
@@ -27,7 +25,8 @@ class LastNConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class SkipPartsConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """`kinds`: prefixes of part types to leave out; `skip_kinds` means the same. `keep_last` newest messages stay whole; `limit` as `last_n`."""
+    """`kinds`: prefixes of part types to leave out; `skip_kinds` means the same. `keep_last` newest messages stay whole;
+    `limit` as `last_n`."""
 
     kinds: list[str] | None = None
     skip_kinds: list[str] | None = None
@@ -107,7 +106,9 @@ def _parse_last_n(config: Mapping[str, Any], field: str) -> Strategy:
 def _parse_skip_parts(config: Mapping[str, Any], field: str) -> Strategy:
     parsed = _convert(SkipPartsConfig, config, field)
     if (parsed.kinds is None) == (parsed.skip_kinds is None):
-        raise InvalidPolicy(f"{field}.kinds must name the part types to leave out, such as ['reasoning'] (give it once).", field=f"{field}.kinds")
+        raise InvalidPolicy(
+            f"{field}.kinds must name the part types to leave out, such as ['reasoning'] (give it once).", field=f"{field}.kinds"
+        )
     kinds = parsed.kinds if parsed.kinds is not None else parsed.skip_kinds or []
     if not kinds:
         raise InvalidPolicy(f"{field}.kinds must name at least one part type.", field=f"{field}.kinds")
