@@ -129,9 +129,7 @@ def random_step(store: LogStore, model: Model, rng: random.Random, shards: int =
     it = model.shards.get(shard)
     if it is None or rng.random() < 0.04:
         index = (it.last_index if it else 0) + rng.randint(0, 5)
-        new = Shard(
-            rng.getrandbits(64) | 1, f"generation-{rng.getrandbits(32)}", (rng.randint(1, 3), 0, index), (index, 1)
-        )
+        new = Shard(rng.getrandbits(64) | 1, f"generation-{rng.getrandbits(32)}", (rng.randint(1, 3), 0, index), (index, 1))
         store.install(shard, new.replica_id, new.generation, new.hard_state, *new.truncated)
         model.shards[shard] = new
     elif rng.random() < 0.02:

@@ -192,9 +192,7 @@ def abandon(connection: apsw.Connection) -> None:
         pass  # what led here is the error to report
 
 
-def storage_error(
-    path: str, operation: str, error: BaseException, connection: apsw.Connection | None = None
-) -> StorageError:
+def storage_error(path: str, operation: str, error: BaseException, connection: apsw.Connection | None = None) -> StorageError:
     """The typed error for `error`, which apsw or the operating system raised during `operation` on `path`."""
     if isinstance(error, StorageError):
         return error

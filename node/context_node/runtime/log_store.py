@@ -78,9 +78,7 @@ class LogOptions:
 class LogStore:
     """See the module's docstring. Call `recover` once, first."""
 
-    def __init__(
-        self, path: str, identity_if_new: LogIdentity, codec: RecordCodec, options: LogOptions = LogOptions()
-    ) -> None:
+    def __init__(self, path: str, identity_if_new: LogIdentity, codec: RecordCodec, options: LogOptions = LogOptions()) -> None:
         """Open the log at `path`, or create it as `identity_if_new`; the caller compares `identity` with its own.
 
         Raises `StorageError`; `StorageFailed` also for a format that this version does not read.
@@ -100,9 +98,7 @@ class LogStore:
         self._commits = self._batches = self._records = self._record_bytes = self._checkpoints = 0
         self._database = open_database(
             path,
-            DatabaseOptions(
-                synchronous=options.synchronous, cache_bytes=options.cache_bytes, exclusive=True, disk=options.disk
-            ),
+            DatabaseOptions(synchronous=options.synchronous, cache_bytes=options.cache_bytes, exclusive=True, disk=options.disk),
         )
         self._execute = self._database.execute
         try:
@@ -176,9 +172,7 @@ class LogStore:
         self._write_row(shard, ShardRow(row.replica_id, row.generation, state, index, term, row.since_batch, newest))
         self._release(spans.truncate(index))
 
-    def install(
-        self, shard: int, replica_id: int, generation: str, hard_state: tuple[int, int, int], index: int, term: int
-    ) -> None:
+    def install(self, shard: int, replica_id: int, generation: str, hard_state: tuple[int, int, int], index: int, term: int) -> None:
         """Begin a replica, or replace what it has by a snapshot: one row switches all of it (P6), with the next commit.
 
         The state database `generation` holds everything up to entry `index` of `term` and is durable with its name;

@@ -274,6 +274,7 @@ class StateStore:
             copy = apsw.Connection(partial)
             try:
                 copy.pragma("locking_mode", "EXCLUSIVE")  # the copy is in WAL mode too and gets no index file so
+                copy.pragma("journal_mode", "OFF")  # a copy that fails is thrown away
                 copy.pragma("synchronous", "OFF")  # synced once, below
                 with copy.backup("main", connection, "main") as backup:
                     # In one step: the copy is of one moment, and pages that change meanwhile do not start it over.
