@@ -18,17 +18,18 @@ class Applied:
     """How far a database is: everything up to log entry `index` of `term` is in it, and nothing after.
 
     `conf_state`: the Raft configuration at that index, packed. `clock_ms`: the shard's command time, Unix milliseconds.
-    `machine`: what else the state machine keeps, packed.
+    `machine`: what else the state machine keeps, packed. `next_ordinal`: the ordinal of the next context created.
     """
 
     index: int
     term: int
     conf_state: bytes
     clock_ms: int
-    machine: bytes
+    machine: bytes = b""
+    next_ordinal: int = 1
 
 
-NOTHING_APPLIED: Final = Applied(0, 0, b"", 0, b"")
+NOTHING_APPLIED: Final = Applied(0, 0, b"", 0)
 
 
 class ContextRow(NamedTuple):

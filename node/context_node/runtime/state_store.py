@@ -296,7 +296,7 @@ class StateStore:
                 applied = _read_applied(connection)
                 hashed = hashlib.blake2b(digest_size=32)
                 encode = msgspec.msgpack.encode
-                hashed.update(encode((applied.index, applied.clock_ms, applied.machine)))
+                hashed.update(encode((applied.index, applied.clock_ms, applied.machine, applied.next_ordinal)))
                 for statement in sql.DIGESTED:
                     for row in connection.execute(statement):
                         hashed.update(encode(row))
@@ -370,6 +370,7 @@ class StateStore:
             ("conf_state", applied.conf_state),
             ("clock_ms", applied.clock_ms),
             ("machine", applied.machine),
+            ("next_ordinal", applied.next_ordinal),
         )
         self._database.executemany(sql.PUT_META, rows)
 
@@ -424,7 +425,7 @@ def _read_meta(connection: apsw.Connection) -> dict[str, Any]:
 
 def _read_applied(connection: apsw.Connection) -> Applied:
     meta = _read_meta(connection)
-    return Applied(meta["applied_index"], meta["applied_term"], meta["conf_state"], meta["clock_ms"], meta["machine"])
+    return Applied(meta["applied_index"], meta["applied_term"], meta["conf_state"], meta["clock_ms"], meta["machine"], meta["next_ordinal"])
 
 
 def _sweep(connection: apsw.Connection, rows_max: int) -> bool:
