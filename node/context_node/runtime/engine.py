@@ -1,8 +1,11 @@
 """The replica loop: all shards of a node, one log, one fsync per batch.
 
-A turn drains the Raft groups that have work: what must be durable is gathered into a batch, what is committed is applied and answered. While
-batch k is being synced in the worker, batch k+1 gathers; so one fsync serves every shard that wrote meanwhile. This is where fsync happens before
-a reply: `_commit` hands the batch to the worker, `_committed` tells each group what is durable, and only then do groups commit and replicas answer.
+A turn drains the Raft groups that have work: what must be durable is gathered into a batch, what is committed is applied and answered.
+While
+batch k is being synced in the worker, batch k+1 gathers; so one fsync serves every shard that wrote meanwhile. This is where fsync
+happens before
+a reply: `_commit` hands the batch to the worker, `_committed` tells each group what is durable, and only then do groups commit and
+replicas answer.
 
 Knows the order of persist, apply and reply (P1-P13). Knows no HTTP, no contexts. Invariants: at most one commit is under way; a group hears
 `persisted` only after the COMMIT that holds its record returned (P12); after a failed commit nothing is acknowledged any more (P10).
@@ -195,18 +198,15 @@ class Engine:
             await self._idle.wait()
 
     def fail(self, error: BaseException) -> None:
-        """The log cannot be written: refuse from here on (P10). What was not acknowledged never will be."""
+        """The log cannot be written: refuse from here on (P10). On a full disk, what is applied can still be read."""
         if self.is_failed:
             return
-        self.is_failed = True
-        full = isinstance(error, DiskFull)
-        reason = (
-            "The disk is full; writes are refused until there is space."
-            if full
-            else "The disk failed; this node stopped."
-        )
+        self.failure = error
         for replica in self.replicas.values():
-            replica.fail(reason)
+            if isinstance(error, DiskFull):
+                replica.refuse_writes("The disk is full; writes are refused until there is space.")
+            else:
+                replica.fail("The disk failed; this node stopped.")
         self._idle.set()
         self._on_failure(error)
 

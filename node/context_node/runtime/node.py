@@ -1,9 +1,11 @@
 """A node: its data directory, its life from start to stop, and what happens when a disk fills up.
 
-Knows the layout of the data directory and the order of starting, stopping and starting over. Invariants: replica ids are drawn once and kept in the log;
+Knows the layout of the data directory and the order of starting, stopping and starting over. Invariants: replica ids are drawn once and
+kept in the log;
 what a start finds is durable before it serves (P9); an engine whose log failed is thrown away with its memory and rebuilt from the disk (P10).
 
-Layout: `log.db` is the Raft log of all shards; `state/SHARD-GENERATION.db` the state of each; files that the log does not name are leftovers.
+Layout: `log.db` is the Raft log of all shards; `state/SHARD-GENERATION.db` the state of each; files that the log does not name are
+leftovers.
 """
 
 import asyncio
@@ -14,20 +16,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from context_node.contexts.commands import Defaults, Rules
-from context_node.contexts.machine import Event, Machine
+from context_node.contexts.machine import Machine
 from context_node.contexts.policies import policy_decoder, policy_of
 from context_node.raft import ConfState, Group
 from context_node.runtime.databases import DiskFull, StorageError, StorageFailed
 from context_node.runtime.engine import Engine
-from context_node.runtime.log_store import LogOptions, LogStore
 from context_node.runtime.log_rows import HardState, LogIdentity, RecoveredShard
+from context_node.runtime.log_store import LogOptions, LogStore
 from context_node.runtime.named_policies import NamedPolicies
 from context_node.runtime.reads import Reads
 from context_node.runtime.record_codec import RECORD_CODEC
 from context_node.runtime.replica import Replica
 from context_node.runtime.service import NodeState, Service
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory
-from context_node.runtime.state_store import StateStore, create_state_store, open_state_store
+from context_node.runtime.state_rows import StateChanges
+from context_node.runtime.state_store import StateOptions, StateStore
+from context_node.runtime.storing import applied_of, machine_record
 from context_node.runtime.streams import tell_followers
 from context_node.runtime.upkeep import Upkeep, UpkeepLimits
 from context_node.runtime.worker import Worker
@@ -136,12 +140,22 @@ class Node:
             replica_id = int.from_bytes(self._random_bytes(7), "big") + 1
             generation = self._random_bytes(4).hex()
             conf_state = ConfState(voters=(replica_id,)).encode()
-            create_state_store(self._state_path(shard, generation), FIRST_INDEX, FIRST_INDEX, conf_state).close()
+            self._create_state(shard, self._state_path(shard, generation), conf_state)
             hard_state = HardState(FIRST_INDEX, 0, FIRST_INDEX)
             log.install(shard, replica_id, generation, hard_state, FIRST_INDEX, FIRST_INDEX)
             made[shard] = RecoveredShard(replica_id, generation, hard_state, FIRST_INDEX, FIRST_INDEX, [])
         log.commit()
         return made
+
+    def _create_state(self, shard: int, path: str, conf_state: bytes) -> None:
+        """An empty state database, durable with its name before the log names it (P6)."""
+        store = StateStore(path, shard)
+        try:
+            store.flush(StateChanges(applied_of(Machine(), FIRST_INDEX, FIRST_INDEX, conf_state)))
+            if not store.checkpoint().complete:
+                raise StorageFailed(path, "create", "the first checkpoint was not complete")
+        finally:
+            store.close()
 
     def _check_shards(self, recovered: dict[int, RecoveredShard]) -> None:
         count = len(recovered) - (SYSTEM_SHARD in recovered)
@@ -159,9 +173,9 @@ class Node:
     def _replica(self, shard: int, found: RecoveredShard, engine: Engine) -> Replica:
         """One replica from its database and what the log holds beyond it."""
         cache_bytes = self.options.state_cache_bytes // (self.options.shards + 1)
-        store = open_state_store(self._state_path(shard, found.generation), cache_bytes)
+        store = StateStore(self._state_path(shard, found.generation), shard, StateOptions(cache_bytes=cache_bytes))
         applied = store.applied()
-        machine = Machine(clock_ms=applied.clock_ms, next_ordinal=applied.next_ordinal)
+        machine = Machine(clock_ms=applied.clock_ms, next_ordinal=machine_record(applied.machine).next_ordinal)
         for row in store.policies():
             stored = policy_decoder.decode(row.record)
             machine.policies[row.name] = policy_of(stored.record, stored.users)

@@ -1,6 +1,7 @@
 """What reads give: contexts, windows, pages, lists, exports. All from what is applied, after a read barrier (H5).
 
-Pages merge what is in the database with the tail that is not stored yet. Messages leave as the bytes they were kept in. Invariant: reading changes
+Pages merge what is in the database with the tail that is not stored yet. Messages leave as the bytes they were kept in. Invariant:
+reading changes
 nothing but what is cached.
 """
 
@@ -169,7 +170,7 @@ class Reads:
         pages = []
         for replica in self._shards.replicas():
             await replica.read_barrier()
-            replica.flush()
+            await replica.stored()
             pages.append([(_sort_key(row, request.order), row, replica) for row in _list_rows(replica, request, after)])
         chosen = []
         for entry in merge(*pages, key=lambda entry: entry[0]):
@@ -231,15 +232,16 @@ def _page(rows: Iterator[tuple[int, bytes]], last_seq: int, end: int) -> Page:
     """Take rows up to the page's limit of bytes; `end` is the last seq that there is in this direction."""
     messages: list[bytes] = []
     size = 0
-    seq = end
+    newest = end
     for seq, body in rows:
+        newest = seq
         messages.append(body)
         size += len(body)
         if size >= PAGE_BYTES_MAX:
             break
-    if not messages or seq == end:
+    if not messages or newest == end:
         return Page(messages, last_seq, None)
-    return Page(messages, last_seq, seq + 1 if end >= seq else seq - 1)
+    return Page(messages, last_seq, newest + 1 if end >= newest else newest - 1)
 
 
 def window_etag(head: Head, budget_tokens: int | None, generation: int) -> str:
@@ -326,4 +328,3 @@ def _policy_view(spec: PolicySpec, policies: dict[str, Policy]) -> PolicyView:
     if spec.strategy is None:
         return PolicyView(strategy="last_n", config={})
     return PolicyView(strategy=spec.strategy, config=msgspec.json.decode(spec.config))
-

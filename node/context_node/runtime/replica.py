@@ -16,8 +16,8 @@ from context_node.contexts.machine import NOTHING_FOUND, Event, Found, Machine
 from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Unavailable
 from context_node.contexts.replies import Reply
 from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDropped
-from context_node.runtime.storing import decode_key_row, state_changes
 from context_node.runtime.state_store import StateStore
+from context_node.runtime.storing import key_row, state_changes
 
 
 @dataclass(slots=True)
@@ -53,11 +53,13 @@ class Replica:
         self.applied_index = applied_index
         self.applied_term = applied_term
         self.stored_index = applied_index
+        self.stored_term = applied_term
         self.durable_index = applied_index
         self.durable_term = applied_term
         self._take_members(conf_state)
         self.is_queued = False
-        self.is_checkpointing = False
+        # Held while the database's files are scrubbed: a flush would find it locked.
+        self.storing = asyncio.Lock()
         self.dirty_since: float | None = None
         self.queued_bytes = 0
         self.queued_bytes_max = 8 << 20
@@ -89,9 +91,7 @@ class Replica:
         except NotLeader:
             raise Unavailable("This shard has no leader here yet; try again shortly.", retry_after_s=1) from None
         except ProposalDropped:
-            raise Overloaded(
-                "Too many writes are under way in this shard; try again shortly.", retry_after_s=1
-            ) from None
+            raise Overloaded("Too many writes are under way in this shard; try again shortly.", retry_after_s=1) from None
         reply: asyncio.Future[Reply] = self._loop.create_future()
         self._pending[index] = Pending(term, command, reply)
         self.queued_bytes += len(data)
@@ -120,7 +120,8 @@ class Replica:
     # --- the engine's part -------------------------------------------------------------------------------------------
 
     def ask_reads(self, boot: bytes) -> None:
-        """Ask Raft for one read index on behalf of all readers that came since the last. Contexts are never used twice (CONSENSUS.md §2)."""
+        """Ask Raft for one read index on behalf of all readers that came since the last. Contexts are never used twice (CONSENSUS.md
+        §2)."""
         if not self._readers:
             return
         self._reads_asked += 1
@@ -212,9 +213,7 @@ class Replica:
             if row is None or row.ordinal in self.machine.changes.purged:
                 return None
             store = self.store
-            context = read_context(
-                context_id, row.ordinal, row.record, lambda ranges: store.messages(row.ordinal, ranges)
-            )
+            context = read_context(context_id, row.ordinal, row.record, lambda ranges: store.messages(row.ordinal, ranges))
             self.machine.contexts[context_id] = context
         return context
 
@@ -230,17 +229,22 @@ class Replica:
         ids = [draft.id for draft in command.drafts if draft.id is not None] if type(command) is AppendMessages else []
         if key is None and not ids:
             return NOTHING_FOUND
-        key_row = None
+        known = None
         if key is not None and key.key not in context.fresh_keys:
-            key_row = decode_key_row(self.store.key(context.ordinal, key.key))
+            known = key_row(self.store.key(context.ordinal, key.key))
         id_rows = {row[0]: IdRow(*row[1:]) for row in self.store.message_ids(context.ordinal, ids)} if ids else {}
-        return Found(key_row, id_rows)
+        return Found(known, id_rows)
 
     # --- storing -----------------------------------------------------------------------------------------------------
 
     @property
     def has_changes(self) -> bool:
         return self.stored_index < self.applied_index
+
+    async def stored(self) -> None:
+        """Flush, once nothing stands in the way: what is applied can be read from the database then."""
+        async with self.storing:
+            self.flush()
 
     def flush(self) -> None:
         """Write what was applied to the state database, in one transaction with the applied index. No fsync: the log has it."""
@@ -254,7 +258,7 @@ class Replica:
             context.fresh_keys.clear()
             context.tail.clear()
         machine.changes = type(machine.changes)()
-        self.stored_index = self.applied_index
+        self.stored_index, self.stored_term = self.applied_index, self.applied_term
         self.dirty_since = None
 
 

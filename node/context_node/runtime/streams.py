@@ -1,7 +1,9 @@
 """Following a context: replay from a cursor, then live, on one subscription.
 
-A subscriber pulls: it keeps the seq it has seen, and `next` gives what comes after it, from memory or the database, so that a slow reader costs no
-memory and a fast one no wait. Knows nothing of WebSockets or SSE. Invariants: messages come in order of seq, each once; what a live reader misses
+A subscriber pulls: it keeps the seq it has seen, and `next` gives what comes after it, from memory or the database, so that a slow reader
+costs no
+memory and a fast one no wait. Knows nothing of WebSockets or SSE. Invariants: messages come in order of seq, each once; what a live
+reader misses
 by falling too far behind is told as one `gap`; a frame about the window comes after the messages that caused it.
 """
 
@@ -21,7 +23,8 @@ NOTICES_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One thing told to a follower. `event` is message, context, compaction, tombstoned, purged or gap; `seq` belongs to messages; `data` is JSON."""
+    """One thing told to a follower. `event` is message, context, compaction, tombstoned, purged or gap; `seq` belongs to messages; `data`
+    is JSON."""
 
     event: str
     seq: int | None

@@ -92,7 +92,7 @@ class Upkeep:
         now = self._loop.time()
         self.dirty_bytes = 0
         for replica in list(self._engine.replicas.values()):
-            if replica.failure is not None or not replica.has_changes or replica.is_checkpointing:
+            if replica.failure is not None or not replica.has_changes or replica.storing.locked():
                 continue
             pending = replica.machine.changes.pending_bytes
             since = replica.dirty_since
@@ -123,13 +123,10 @@ class Upkeep:
 
     async def checkpoint(self, replica: Replica) -> bool:
         """Make a replica's state durable and truncate its log below. Returns whether the checkpoint was complete."""
-        self.flush(replica)
-        stored = (replica.stored_index, replica.applied_term)
-        replica.is_checkpointing = True
-        try:
-            result = await self._worker.run(replica.store.checkpoint)
-        finally:
-            replica.is_checkpointing = False
+        async with replica.storing:
+            self.flush(replica)
+        stored = (replica.stored_index, replica.stored_term)
+        result = await self._worker.run(replica.store.checkpoint)
         self.checkpoints += 1
         if not result.complete:
             return False
@@ -180,10 +177,7 @@ class Upkeep:
         for replica in list(self._engine.replicas.values()):
             if replica.failure is None:
                 await self.checkpoint(replica)
-                replica.is_checkpointing = True
-                try:
+                async with replica.storing:
                     await self._worker.run(replica.store.scrub)
-                finally:
-                    replica.is_checkpointing = False
         await self._engine.log_job(lambda log: log.scrub())
         self.scrubs += 1

@@ -212,7 +212,7 @@ class Writes:
         messages: list[Restored] = []
         spent = 0
         last = head.last_seq
-        replica.flush()
+        await replica.stored()
         while last >= 1 and spent <= head.config.token_budget and len(messages) < self._rules.window_items_max:
             first = max(1, last - 199)
             rows = list(replica.store.messages(context.ordinal, [(first, last)]))
@@ -220,9 +220,7 @@ class Writes:
             spent += sum(lookback.tokens_of(row[2]) for row in rows)
             last = first - 1
         key = _key(request.key, encode_json(["rebuild", request.if_version]))
-        command = RebuildWindow(
-            context.id, self._now_ms(), self._rules, tuple(messages), head.last_seq, request.if_version, key
-        )
+        command = RebuildWindow(context.id, self._now_ms(), self._rules, tuple(messages), head.last_seq, request.if_version, key)
         return cast(Rewritten, accepted(await replica.propose(command)))
 
     async def pin(self, context_id: str, seq: int, pinned: bool) -> Rewritten:
@@ -233,10 +231,12 @@ class Writes:
         if context is None:
             raise not_found(context_id)
         if not 1 <= seq <= context.head.last_seq:
-            raise MessageNotFound(f"There is no message {seq}; the newest is {context.head.last_seq}.", seq=seq, last_seq=context.head.last_seq)
+            raise MessageNotFound(
+                f"There is no message {seq}; the newest is {context.head.last_seq}.", seq=seq, last_seq=context.head.last_seq
+            )
         restored: tuple[Restored, ...] = ()
         if pinned:
-            replica.flush()
+            await replica.stored()
             around = (max(1, seq - lookback.REACH), min(context.head.last_seq, seq + lookback.REACH))
             rows = [Restored(*row) for row in replica.store.messages(context.ordinal, [around])]
             restored = tuple(lookback.unit_of(rows, seq))
