@@ -1,0 +1,50 @@
+"""What the runtime counts, as Prometheus reads it.
+
+Knows the counters of a `Node` and their names outside. Invariant: reading them changes nothing and touches no disk, so a scrape costs the
+same however much the node holds.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from context_node.runtime.node import Node
+
+
+class NodeMetrics(Collector):
+    """Counters and gauges of one node. While its engine is away (starting, a full disk) only what is always there is told."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def collect(self) -> Iterable[Metric]:
+        node = self._node
+        yield gauge("ready", "1 while the node serves.", int(node.state.is_ready))
+        yield counter("start_overs", "Recoveries after a full disk, without a restart of the process.", node.restarts)
+        engine, upkeep = node.engine, node.upkeep
+        if engine is None or upkeep is None:
+            return
+        counters, replicas = engine.counters, list(engine.replicas.values())
+        yield counter("log_commits", "Commits of the log, one fsync each.", counters.commits)
+        yield counter("log_records", "Records in those commits; by commits: how well an fsync is shared.", counters.batch_records)
+        yield counter("log_bytes", "Bytes of those records.", counters.batch_bytes)
+        yield counter("entries_applied", "Log entries applied.", counters.applied)
+        yield gauge("log_memory_bytes", "Log kept in memory, all shards.", sum(replica.group.log_bytes for replica in replicas))
+        yield gauge("shards", "Replicas on this node, the system group included.", len(replicas))
+        yield gauge("shards_stopped", "Replicas that stopped after a fault; see the log.", sum(one.failure is not None for one in replicas))
+        yield gauge("dirty_bytes", "Applied effects not yet in the state databases.", upkeep.dirty_bytes)
+        yield gauge("hot_contexts", "Contexts in memory.", upkeep.hot_contexts)
+        yield gauge("hot_bytes", "Estimated memory of those contexts.", upkeep.hot_bytes)
+        yield counter("contexts_evicted", "Contexts dropped from memory; they are read from disk at their next use.", upkeep.evicted)
+        yield counter("flushes", "Writes of applied effects to a state database.", upkeep.flushes)
+        yield counter("checkpoints", "Checkpoints of state databases.", upkeep.checkpoints)
+        yield counter("scrubs", "Passes that took the bytes of purged contexts out of the files.", upkeep.scrubs)
+
+
+def counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"contextstore_{name}", text, value)
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"contextstore_{name}", text, value)

@@ -1,0 +1,228 @@
+"""A node's life as a process: start, say that it is ready, serve, and stop in order.
+
+Knows signals, clock, randomness and the event loop, and hands them to the parts. Stopping is a sequence whose order matters: readiness
+fails, the node serves on for `drain_s` until load balancers have noticed, new requests are refused and those under way finish, everything
+is stored, exit 0. Invariants: "ready" is said only when it is true; a second signal exits at once; a start that cannot work ends with one
+sentence and exit 2, a disk that fails while serving with one log line and exit 1. Neither shows a traceback.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import apsw
+import click
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from context_node import __version__
+from context_node.api_keys import KeyFileError, KeyRing
+from context_node.cli import banner, wiring
+from context_node.cli.exits import WORK_FAILED, CannotStart, stopped_by
+from context_node.cli.node_metrics import NodeMetrics
+from context_node.contexts.requests import ListContexts
+from context_node.http.app import build_app
+from context_node.http.edge import Edge
+from context_node.http.logs import configure_logging, event
+from context_node.http.serve import HttpServer, serve
+from context_node.runtime.databases import DiskFull, StorageError
+from context_node.runtime.node import Node
+from context_node.settings import Settings
+
+logger = logging.getLogger("contextstore.process")
+
+STOP_TIMEOUT_S = 30.0
+KEYS_POLL_S = 1.0
+
+
+@dataclass(slots=True)
+class Wishes:
+    """What the outside wants of the process: set by signal handlers and by the node, read by `run`."""
+
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    fatal: BaseException | None = None
+
+    def signalled(self, number: int) -> None:
+        if self.stop.is_set():
+            # What was acknowledged is in the fsynced log; an impatient stop costs a longer start, nothing else.
+            os._exit(stopped_by(number))
+        event(logger, "stopping", signal=signal.Signals(number).name)
+        self.stop.set()
+
+    def failed(self, error: BaseException) -> None:
+        if self.fatal is None:
+            self.fatal = error
+            event(logger, "node_failed", logging.CRITICAL, reason=str(error) or type(error).__name__)
+        self.stop.set()
+
+
+def run_process(settings: Settings, *, warnings: Iterable[str] = (), is_dev: bool) -> int:
+    """Run a node until a signal or a fatal error; the exit code. Raises CannotStart."""
+    configure_logging(settings.log_format, settings.log_level)
+    for warning in warnings:
+        event(logger, "setting_ignored", logging.WARNING, reason=warning)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run(settings, is_dev=is_dev))
+
+
+async def run(settings: Settings, *, is_dev: bool) -> int:
+    """As `run_process`, inside an event loop that this call owns. Raises CannotStart."""
+    wishes = Wishes()
+    keyring = wiring.key_ring(settings)
+    listen_to_signals(wishes, keyring)
+    node = Node(wiring.node_options(settings), now_ms=now_ms, random_bytes=os.urandom, on_fatal=wishes.failed)
+    edge = edge_of(settings, node, keyring)
+    async with asyncio.TaskGroup() as owner:
+        # The edge listens before the node is ready: probes learn that it lives, and everybody else why they must wait.
+        server = await listening(edge, settings)
+        keys_watch = owner.create_task(watch_keys(keyring))
+        try:
+            with refusals_as_sentences(settings):
+                await start_or_stop(node, wishes)
+            if not wishes.stop.is_set():
+                await say_ready(settings, node, server, is_dev)
+                await wishes.stop.wait()
+        finally:
+            await stop(settings, node, server, wishes)
+            keys_watch.cancel()
+    return WORK_FAILED if wishes.fatal is not None else 0
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def listen_to_signals(wishes: Wishes, keyring: KeyRing | None) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, wishes.signalled, number)
+    loop.add_signal_handler(signal.SIGHUP, reload_keys, keyring)
+
+
+def reload_keys(keyring: KeyRing | None) -> None:
+    """Read the key file again. One that is broken changes nothing: the keys that were good stay."""
+    if keyring is None:
+        return
+    try:
+        keyring.reload()
+    except KeyFileError as error:
+        event(logger, "keys_not_reloaded", logging.ERROR, reason=str(error))
+    else:
+        event(logger, "keys_reloaded", keys=len(keyring))
+
+
+async def watch_keys(keyring: KeyRing | None) -> None:
+    """Take up a changed key file by itself; a file that stays broken is complained about once."""
+    complaint = ""
+    while keyring is not None:
+        await asyncio.sleep(KEYS_POLL_S)
+        try:
+            if keyring.reload_if_changed():
+                event(logger, "keys_reloaded", keys=len(keyring))
+            complaint = ""
+        except KeyFileError as error:
+            if str(error) != complaint:
+                complaint = str(error)
+                event(logger, "keys_not_reloaded", logging.ERROR, reason=complaint)
+
+
+def edge_of(settings: Settings, node: Node, keyring: KeyRing | None) -> Edge:
+    registry = CollectorRegistry()
+    registry.register(NodeMetrics(node))
+    return build_app(
+        node.service,
+        version=__version__,
+        limits=wiring.http_limits(settings),
+        keyring=keyring,
+        open_mode=settings.open_mode,
+        registry=registry,
+        cors_origins=settings.cors_origins,
+        access_log=settings.access_log,
+    )
+
+
+async def listening(edge: Edge, settings: Settings) -> HttpServer:
+    """Raises CannotStart if the address cannot be had."""
+    try:
+        return await serve(edge, settings.host, settings.port)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        if error.errno == errno.EADDRINUSE:
+            raise CannotStart(
+                f"Port {settings.port} on {settings.host} is in use. Stop what listens there, or give another --port."
+            ) from error
+        if error.errno == errno.EACCES:
+            raise CannotStart(f"This user may not listen on {where}; ports below 1024 need a privilege. Give another --port.") from error
+        raise CannotStart(f"Cannot listen on {where}: {error.strerror or error}. Check --host and --port.") from error
+
+
+async def start_or_stop(node: Node, wishes: Wishes) -> None:
+    """Start the node, unless a signal comes first. Raises what `Node.start` raises."""
+    starting = asyncio.ensure_future(node.start())
+    stopping = asyncio.ensure_future(wishes.stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+
+
+@contextmanager
+def refusals_as_sentences(settings: Settings) -> Iterator[None]:
+    """What keeps a node from starting, as one sentence that says what to do. Raises CannotStart."""
+    directory = settings.data_dir
+    try:
+        yield
+    except StorageError as error:
+        if isinstance(error.cause, apsw.BusyError | apsw.LockedError):
+            raise CannotStart(
+                f"The data directory {directory} is in use by another process. Stop it, or give another --data-dir."
+            ) from error
+        if isinstance(error, DiskFull):
+            raise CannotStart(f"The disk that holds {directory} is full. Make room and start again; nothing was lost.") from error
+        if isinstance(error.cause, apsw.CantOpenError | apsw.ReadOnlyError | PermissionError):
+            raise CannotStart(
+                f"The data directory {directory} cannot be written: {error.cause}. Check its owner and permissions."
+            ) from error
+        raise CannotStart(f"The data directory {directory} cannot be used: {error}.") from error
+    except OSError as error:
+        raise CannotStart(f"The data directory {directory} cannot be used: {error.strerror or error}. Check --data-dir.") from error
+    except RuntimeError as error:  # a SQLite library that could corrupt the data
+        raise CannotStart(str(error)) from error
+
+
+async def say_ready(settings: Settings, node: Node, server: HttpServer, is_dev: bool) -> None:
+    """Tell people (the banner of `dev`) or machines (a log event) that requests are served now."""
+    if is_dev:
+        contexts, is_all = await count_contexts(node)
+        click.echo(banner.text(settings, server.url, contexts, is_all=is_all))
+    event(logger, "ready", url=server.url, data_dir=str(settings.data_dir), version=__version__, open_mode=settings.open_mode)
+
+
+async def count_contexts(node: Node) -> tuple[int, bool]:
+    """How many active contexts there are, as far as one page of the list tells, and whether that is all."""
+    views, more = await node.service.list_contexts(ListContexts(limit=1000))
+    return len(views), more is None
+
+
+async def stop(settings: Settings, node: Node, server: HttpServer, wishes: Wishes) -> None:
+    """The sequence of the module's docstring. A node that failed does not drain: it has nothing to offer any more."""
+    was_ready = node.state.is_ready
+    node.state.close("The node is stopping.")
+    try:
+        async with asyncio.timeout(settings.drain_s + STOP_TIMEOUT_S + settings.request_timeout_s):
+            await server.stop(settings.drain_s if was_ready and wishes.fatal is None else 0.0)
+            await node.stop()
+    except TimeoutError:
+        event(logger, "stop_timed_out", logging.ERROR)
+        os._exit(WORK_FAILED)
+    event(logger, "stopped")

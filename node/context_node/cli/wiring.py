@@ -1,0 +1,78 @@
+"""Settings, mapped onto what each part of a node asks for.
+
+Knows the names on both sides and nothing else. Invariant: every setting that reaches a running node goes through here, so this file
+is the answer to "what does this setting change?".
+"""
+
+from context_node.api_keys import KeyFileError, KeyRing, keys_from_environment
+from context_node.cli.exits import CannotStart
+from context_node.contexts.commands import Defaults, Rules
+from context_node.http.limits import HttpLimits
+from context_node.runtime.log_store import LogOptions
+from context_node.runtime.node import NodeOptions
+from context_node.runtime.upkeep import UpkeepLimits
+from context_node.settings import Settings
+
+
+def node_options(settings: Settings) -> NodeOptions:
+    """What the runtime takes."""
+    return NodeOptions(
+        data_dir=str(settings.data_dir),
+        name=settings.node_name,
+        shards=settings.shards,
+        rules=Rules(
+            window_items_max=settings.window_items_max,
+            keys_max=settings.idempotency_keys_max,
+            keys_ttl_ms=round(settings.idempotency_ttl_s * 1000),
+            metadata_bytes_max=settings.metadata_bytes_max,
+        ),
+        defaults=Defaults(
+            token_budget=settings.default_token_budget,
+            trigger_ratio=settings.default_trigger_ratio,
+            target_ratio=settings.default_target_ratio,
+            tokenizer=settings.default_tokenizer,
+            policy_ref=settings.default_policy,
+        ),
+        upkeep=UpkeepLimits(
+            flush_age_s=settings.dirty_age_s_max,
+            dirty_bytes_max=settings.dirty_bytes_max,
+            log_bytes_per_shard_max=settings.shard_log_bytes_max,
+            log_bytes_max=settings.node_log_bytes_max,
+            hot_bytes_max=settings.hot_contexts_bytes_max,
+        ),
+        log=LogOptions(wal_bytes_max=max(1 << 20, settings.wal_bytes_max)),
+        state_cache_bytes=settings.sqlite_cache_bytes_max,
+        queued_bytes_per_shard_max=settings.proposal_queue_bytes_max,
+        switch_interval_s=settings.switch_interval_s,
+    )
+
+
+def http_limits(settings: Settings) -> HttpLimits:
+    """What the edge takes."""
+    return HttpLimits(
+        id_bytes_max=settings.id_bytes_max,
+        message_bytes_max=settings.message_bytes_max,
+        batch_messages_max=settings.batch_messages_max,
+        batch_bytes_max=settings.batch_bytes_max,
+        metadata_bytes_max=settings.metadata_bytes_max,
+        parts_max=settings.parts_max,
+        json_depth_max=settings.json_depth_max,
+        page_messages_max=settings.page_messages_max,
+        requests_in_flight_max=settings.requests_in_flight_max,
+        request_timeout_s=settings.request_timeout_s,
+        streams_max=settings.streams_max,
+        heartbeat_s=settings.heartbeat_s,
+        stream_buffer_bytes=settings.stream_buffer_bytes,
+        compression=settings.compression,
+        compression_bytes_min=settings.compression_bytes_min,
+    )
+
+
+def key_ring(settings: Settings) -> KeyRing | None:
+    """The node's keys; None in open mode. Raises CannotStart for a file or an entry that cannot be used."""
+    if settings.open_mode:
+        return None
+    try:
+        return KeyRing(settings.api_keys_file, keys_from_environment(settings.api_keys))
+    except (KeyFileError, ValueError) as error:
+        raise CannotStart(f"{error}.") from error
