@@ -10,6 +10,8 @@ from context_node.runtime.log_store import LogOptions, LogStore
 from support.log_model import CODEC, IDENTITY, Model, Replica, random_step, record, view_of
 from support.power_cut_vfs import PowerCutDisk
 
+pytestmark = pytest.mark.crash
+
 PATH = "raft.db"
 View = dict[int, Replica]
 

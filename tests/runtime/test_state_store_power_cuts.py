@@ -9,6 +9,8 @@ from context_node.runtime.state_store import StateOptions, StateStore
 from support.power_cut_vfs import PowerCutDisk
 from support.state_changes import StateModel, contents_of
 
+pytestmark = pytest.mark.crash
+
 PATH = "shard-5.db"
 
 
