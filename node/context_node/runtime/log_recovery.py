@@ -1,20 +1,21 @@
 """Reading the log store after a start: from rows to replicas, failing closed.
 
 Knows: the tables, how batches, truncation points and generations decide what still counts.
-Does not know: how anything is written.
+Does not know: how anything else is written than the count of starts.
 
 Invariant: nothing is skipped but what an owner gave up (a removed replica, an earlier life of a shard, truncated or
 voided entries); everything else that does not fit raises `StorageFailed` with the batch's number.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import apsw
 
 from context_node.runtime.databases import StorageFailed
 from context_node.runtime.log_codec import BatchDamaged, unpack_batch
 from context_node.runtime.log_index import BatchCounts, ShardSpans, check_follows
-from context_node.runtime.log_rows import HardState, RecordCodec, RecoveredShard, ShardRow
+from context_node.runtime.log_rows import FORMAT_VERSION, SCHEMA, HardState, LogIdentity, RecordCodec, RecoveredShard, ShardRow
 
 _SHARDS = (
     "SELECT shard, replica_id, generation, term, vote, commit_index, truncated_index, truncated_term, since_batch,"
@@ -42,6 +43,30 @@ def signed(number: int) -> int:
 def unsigned(number: int) -> int:
     """The inverse of `signed`."""
     return number + (1 << 64) if number < 0 else number
+
+
+def first_commit(database: apsw.Connection, path: str, identity_if_new: LogIdentity) -> tuple[int, LogIdentity]:
+    """The commit that makes the start durable (P9): create the tables if there are none, count the start.
+
+    Returns the number of this start, from 1, and whose log it is. Raises `StorageFailed` for another format.
+    """
+    database.execute("BEGIN IMMEDIATE")
+    if database.execute("SELECT count(*) FROM sqlite_schema WHERE name='meta'").get == 0:
+        database.execute(SCHEMA)
+        new = {
+            "format": FORMAT_VERSION,
+            "store_uuid": identity_if_new.store_uuid,
+            "cluster_id": identity_if_new.cluster_id,
+            "created_ms": identity_if_new.created_ms,
+            "boot": 0,
+        }
+        database.executemany("INSERT INTO meta VALUES(?,?)", new.items())
+    database.execute("UPDATE meta SET value=value+1 WHERE key='boot'")
+    meta: dict[str, Any] = {str(key): value for key, value in database.execute("SELECT key, value FROM meta")}
+    if meta.get("format") != FORMAT_VERSION:
+        raise StorageFailed(path, "open", f"log format {meta.get('format')} is not {FORMAT_VERSION}")
+    database.execute("COMMIT")
+    return meta["boot"], LogIdentity(meta["store_uuid"], meta["cluster_id"], meta["created_ms"])
 
 
 def read_log(database: apsw.Connection, path: str, codec: RecordCodec) -> FoundLog:

@@ -24,7 +24,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import apsw
 
@@ -44,10 +43,8 @@ from context_node.runtime.databases import (
 )
 from context_node.runtime.log_codec import RECORDS_MAX, pack_batch, unpack_batch
 from context_node.runtime.log_index import BatchCounts, ShardSpans, check_follows
-from context_node.runtime.log_recovery import read_log, signed
+from context_node.runtime.log_recovery import first_commit, read_log, signed
 from context_node.runtime.log_rows import (
-    FORMAT_VERSION,
-    SCHEMA,
     CommitReport,
     HardState,
     LogIdentity,
@@ -103,7 +100,8 @@ class LogStore:
         )
         self._execute = self._database.execute
         try:
-            self.boot, self.identity = self._first_commit(identity_if_new)
+            self.boot, self.identity = first_commit(self._database, path, identity_if_new)
+            self._commits += 1
         except (apsw.Error, StorageError) as error:
             abandon(self._database)
             raise storage_error(path, "open", error, self._database) from error
@@ -331,26 +329,6 @@ class LogStore:
             raise storage_error(self.path, "close", error) from error
 
     # -- helpers, in calling order -----------------------------------------------------------------------------------
-
-    def _first_commit(self, identity_if_new: LogIdentity) -> tuple[int, LogIdentity]:
-        self._execute("BEGIN IMMEDIATE")
-        if self._execute("SELECT count(*) FROM sqlite_schema WHERE name='meta'").get == 0:
-            self._execute(SCHEMA)
-            new = {
-                "format": FORMAT_VERSION,
-                "store_uuid": identity_if_new.store_uuid,
-                "cluster_id": identity_if_new.cluster_id,
-                "created_ms": identity_if_new.created_ms,
-                "boot": 0,
-            }
-            self._database.executemany("INSERT INTO meta VALUES(?,?)", new.items())
-        self._execute("UPDATE meta SET value=value+1 WHERE key='boot'")
-        meta: dict[str, Any] = {str(key): value for key, value in self._execute("SELECT key, value FROM meta")}
-        if meta.get("format") != FORMAT_VERSION:
-            raise StorageFailed(self.path, "open", f"log format {meta.get('format')} is not {FORMAT_VERSION}")
-        self._execute("COMMIT")
-        self._commits += 1
-        return meta["boot"], LogIdentity(meta["store_uuid"], meta["cluster_id"], meta["created_ms"])
 
     def _checked(self, records: Sequence[tuple[int, bytes]]) -> list[tuple[int, int, bool]]:
         if not 0 < len(records) <= RECORDS_MAX:

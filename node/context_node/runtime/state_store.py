@@ -47,6 +47,7 @@ from context_node.runtime.databases import (
     pages_written,
     storage_error,
 )
+from context_node.runtime.state_files import carry_over, read_applied, read_meta, sweep
 from context_node.runtime.state_listing import Order, listing
 from context_node.runtime.state_rows import (
     NOTHING_APPLIED,
@@ -209,7 +210,7 @@ class StateStore:
         try:
             with self._transaction(self._database):
                 self._write(changes)
-                _sweep(self._database, SWEEP_ROWS_PER_FLUSH)
+                sweep(self._database, SWEEP_ROWS_PER_FLUSH)
         except (apsw.FullError, apsw.IOError, apsw.CorruptError, apsw.BusyError, apsw.NotADBError) as error:
             raise self._fail("flush", error) from error
         self._applied = changes.applied
@@ -234,7 +235,7 @@ class StateStore:
         # Before the work: what is flushed after this line may or may not be carried over.
         applied_index, written = self._applied.index, self._pages
         with self._beside("checkpoint") as connection:
-            complete = _carry_over(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
+            complete = carry_over(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
         if complete:
             self._wal_start = written
         return CheckpointResult(complete, applied_index)
@@ -252,10 +253,10 @@ class StateStore:
                 left = True
                 while left:
                     with self._transaction(connection):
-                        left = _sweep(connection, _SCRUB_ROWS)
+                        left = sweep(connection, _SCRUB_ROWS)
             except apsw.BusyError:
                 return False
-            complete = _carry_over(connection, apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            complete = carry_over(connection, apsw.SQLITE_CHECKPOINT_TRUNCATE)
         if complete:
             self._wal_start = written
         return complete
@@ -279,7 +280,7 @@ class StateStore:
                 with copy.backup("main", connection, "main") as backup:
                     # In one step: the copy is of one moment, and pages that change meanwhile do not start it over.
                     backup.step(-1)
-                applied = _read_applied(copy)
+                applied = read_applied(copy)
             finally:
                 copy.close()
             self._options.disk.sync_file(partial)
@@ -293,7 +294,7 @@ class StateStore:
         with self._beside("digest", poisons=False) as connection:
             connection.execute("BEGIN")
             try:
-                applied = _read_applied(connection)
+                applied = read_applied(connection)
                 hashed = hashlib.blake2b(digest_size=32)
                 encode = msgspec.msgpack.encode
                 hashed.update(encode((applied.index, applied.clock_ms, applied.machine, applied.next_ordinal)))
@@ -324,12 +325,12 @@ class StateStore:
                 self._execute(sql.SCHEMA)
                 self._database.executemany(sql.PUT_META, [("format", sql.FORMAT_VERSION), ("shard", self.shard)])
                 self._put_applied(NOTHING_APPLIED)
-        meta = _read_meta(self._database)
+        meta = read_meta(self._database)
         if meta["format"] != sql.FORMAT_VERSION:
             raise StorageFailed(self.path, "open", f"state format {meta['format']} is not {sql.FORMAT_VERSION}")
         if meta["shard"] != self.shard:
             raise StorageFailed(self.path, "open", f"it holds shard {meta['shard']}, not {self.shard}")
-        return _read_applied(self._database)
+        return read_applied(self._database)
 
     def _one(self, statement: str, values: Sequence[Any]) -> Any:
         rows = self._all(statement, values)
@@ -417,41 +418,3 @@ class StateStore:
 
 def _places(ordinal: int, first: int, last: int) -> tuple[int, int]:
     return ordinal << SEQ_BITS | max(0, first), ordinal << SEQ_BITS | min(max(0, last), SEQ_MAX)
-
-
-def _read_meta(connection: apsw.Connection) -> dict[str, Any]:
-    return {str(key): value for key, value in connection.execute("SELECT key, value FROM meta")}
-
-
-def _read_applied(connection: apsw.Connection) -> Applied:
-    meta = _read_meta(connection)
-    return Applied(meta["applied_index"], meta["applied_term"], meta["conf_state"], meta["clock_ms"], meta["machine"], meta["next_ordinal"])
-
-
-def _sweep(connection: apsw.Connection, rows_max: int) -> bool:
-    """Delete at most `rows_max` rows of deleted contexts; whether any are left."""
-    left = rows_max
-    while (ordinal := connection.execute(sql.FIRST_GRAVE).get) is not None:
-        for statement in sql.SWEEPS:
-            connection.execute(statement, (ordinal, left))
-            left -= connection.changes()
-            if left <= 0:
-                return True
-        connection.execute(sql.FILL_GRAVE, (ordinal,))
-        left -= 1
-        if left <= 0:
-            return True
-    return False
-
-
-def _carry_over(connection: apsw.Connection, mode: int) -> bool:
-    """Checkpoint; whether all that was in the WAL at the start is durable now.
-
-    A passive checkpoint syncs the WAL first and the database only if it reached the end of the WAL; either makes what
-    it counts durable, because the WAL starts over only after a checkpoint that synced the database.
-    """
-    try:
-        frames, carried = connection.wal_checkpoint(mode=mode)
-    except apsw.BusyError:
-        return False
-    return frames >= 0 and frames == carried
