@@ -1,7 +1,8 @@
 """A service in a dictionary, for tests of the edge that need to steer what happens behind it, and for measuring the edge alone.
 
-Knows the calls of `http.service.Service`. It keeps the simplest semantics that make the answers true: seq, version, tombstones; the window is
-the whole history. What it lacks is tested against the real node. `before` is awaited first in every call, so that a test can delay or refuse.
+Knows the calls of `http.service.Service`. It keeps the simplest semantics that make the answers true: seq, version, tombstones; the
+window is the whole history. What it lacks is tested against the real node. `before` is awaited first in every call, so that a test can
+delay or refuse.
 """
 
 import asyncio
