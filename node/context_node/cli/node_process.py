@@ -61,6 +61,11 @@ class Wishes:
             event(logger, "node_failed", logging.CRITICAL, reason=str(error) or type(error).__name__)
         self.stop.set()
 
+    def task_ended(self, task: "asyncio.Task[None]") -> None:
+        """A task of the process ended: by an error only if something is broken."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failed(error)
+
 
 def run_process(settings: Settings, *, warnings: Iterable[str] = (), is_dev: bool) -> int:
     """Run a node until a signal or a fatal error; the exit code. Raises CannotStart."""
@@ -78,19 +83,20 @@ async def run(settings: Settings, *, is_dev: bool) -> int:
     listen_to_signals(wishes, keyring)
     node = Node(wiring.node_options(settings), now_ms=now_ms, random_bytes=os.urandom, on_fatal=wishes.failed)
     edge = edge_of(settings, node, keyring)
-    async with asyncio.TaskGroup() as owner:
-        # The edge listens before the node is ready: probes learn that it lives, and everybody else why they must wait.
-        server = await listening(edge, settings)
-        keys_watch = owner.create_task(watch_keys(keyring))
-        try:
-            with refusals_as_sentences(settings):
-                await start_or_stop(node, wishes)
-            if not wishes.stop.is_set():
-                await say_ready(settings, node, server, is_dev)
-                await wishes.stop.wait()
-        finally:
-            await stop(settings, node, server, wishes)
-            keys_watch.cancel()
+    # The edge listens before the node is ready: probes learn that it lives, and everybody else why they must wait.
+    server = await listening(edge, settings)
+    keys_watch = asyncio.create_task(watch_keys(keyring), name="keys")
+    keys_watch.add_done_callback(wishes.task_ended)
+    try:
+        with refusals_as_sentences(settings):
+            await start_or_stop(node, wishes)
+        if not wishes.stop.is_set():
+            await say_ready(settings, node, server, is_dev)
+            await wishes.stop.wait()
+    finally:
+        keys_watch.cancel()
+        await stop(settings, node, server, wishes)
+        await asyncio.gather(keys_watch, return_exceptions=True)
     return WORK_FAILED if wishes.fatal is not None else 0
 
 
@@ -120,7 +126,9 @@ def reload_keys(keyring: KeyRing | None) -> None:
 async def watch_keys(keyring: KeyRing | None) -> None:
     """Take up a changed key file by itself; a file that stays broken is complained about once."""
     complaint = ""
-    while keyring is not None:
+    if keyring is None:
+        return
+    while True:
         await asyncio.sleep(KEYS_POLL_S)
         try:
             if keyring.reload_if_changed():
