@@ -4,6 +4,8 @@ Knows how to start and stop both. The client does not normalise paths and does n
 """
 
 import asyncio
+import io
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from yarl import URL
 from context_node.http.app import HttpServer, build_app, serve
 from context_node.http.service import Service
 
+RAW_TIMEOUT_S = 5.0
+BYTES_SENT_AT_ONCE = 1 << 20
 JSON = {"Content-Type": "application/json"}
 
 
@@ -62,7 +66,8 @@ class Api:
             sent = {**JSON, **sent}
         url = URL(self.server.url + path, encoded=True)
         skip = ("Content-Type", "Accept-Encoding")
-        async with self.session.request(method, url, data=data, headers=sent, skip_auto_headers=skip) as response:
+        payload = io.BytesIO(data) if data is not None and len(data) > BYTES_SENT_AT_ONCE else data
+        async with self.session.request(method, url, data=payload, headers=sent, skip_auto_headers=skip) as response:
             return Answer(response.status, response.headers, await response.read())
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
@@ -72,17 +77,43 @@ class Api:
         message = {"role": "user", "parts": [{"type": "text", "text": text}]}
         return await self.call("POST", f"/v1/contexts/{context_id}/messages?create=true", {"message": message, **fields})
 
-    async def raw(self, data: bytes, *, closes_early: bool = False) -> bytes:
-        """Send bytes on a connection of their own; what came back until the server closed or 5 s passed."""
+    async def raw(self, data: bytes, answers: int = 1) -> bytes:
+        """Send bytes on a connection of their own; gives that many whole answers, or all that came until the server closed."""
         reader, writer = await asyncio.open_connection(self.server.host, self.server.port)
+        received = b""
         try:
             writer.write(data)
-            if closes_early:
-                writer.write_eof()
-            async with asyncio.timeout(5):
-                return await reader.read()
+            async with asyncio.timeout(RAW_TIMEOUT_S):
+                while not has_answers(received, answers):
+                    chunk = await reader.read(65536)
+                    if not chunk:
+                        break
+                    received += chunk
         finally:
             writer.close()
+        return received
+
+    async def cut_off(self, data: bytes) -> None:
+        """Send bytes on a connection of their own and leave."""
+        _, writer = await asyncio.open_connection(self.server.host, self.server.port)
+        writer.write(data)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+
+def has_answers(received: bytes, answers: int) -> bool:
+    """Whether these bytes hold so many final answers, each to its last byte."""
+    while answers:
+        head, separator, rest = received.partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 100 "):
+            answers -= 1
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        size = int(length[1]) if length is not None else 0
+        if not separator or len(rest) < size:
+            return False
+        received = rest[size:]
+    return True
 
 
 @asynccontextmanager

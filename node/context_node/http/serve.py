@@ -20,7 +20,12 @@ logger = logging.getLogger("contextstore.http")
 KEEPALIVE_S = 75.0
 """Longer than the idle timeout of usual load balancers (60 s), so that it is they who close."""
 SHUTDOWN_TIMEOUT_S = 10.0
-LINE_BYTES_MAX = 16 * 1024
+LINGER_S = 3.0
+"""How long the rest of a refused body is read and dropped, so that its sender sees the answer instead of a reset."""
+LINE_BYTES_MAX = 2 * 1024 * 1024
+"""Longest request line. Generous, because a line above it can only be answered by closing, which resets the connection under a client that
+is still sending: an id of a mebibyte shall get its 400."""
+HEADER_BYTES_MAX = 16 * 1024
 BACKLOG = 1024
 STOP_REASON = "the node is stopping"
 
@@ -69,7 +74,13 @@ class HttpServer:
 
     async def start(self, host: str, port: int) -> None:
         """Listen; port 0 takes a free one. Raises OSError if the address cannot be had."""
-        options = {"access_log": None, "keepalive_timeout": KEEPALIVE_S, "max_line_size": LINE_BYTES_MAX, "max_field_size": LINE_BYTES_MAX}
+        options = {
+            "access_log": None,
+            "keepalive_timeout": KEEPALIVE_S,
+            "lingering_time": LINGER_S,
+            "max_line_size": LINE_BYTES_MAX,
+            "max_field_size": HEADER_BYTES_MAX,
+        }
         runner = web.ServerRunner(Listener(self.edge, **options), handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
         await runner.setup()
         try:
