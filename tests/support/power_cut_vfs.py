@@ -96,6 +96,28 @@ class PowerCutDisk(DiskAccess):
 
     # -- DiskAccess ---------------------------------------------------------------------------------------------------
 
+    def make_directory(self, path: str) -> None:
+        """Nothing to do: names hold their directory."""
+        self.step()
+
+    def names_in(self, directory: str) -> list[str]:
+        """The names that readers see now."""
+        return [name[len(directory) + 1 :] for name in sorted(self.names) if name.startswith(directory + "/")]
+
+    def exists(self, path: str) -> bool:
+        return path in self.names
+
+    def remove(self, path: str) -> None:
+        self.delete(path, False)
+
+    def rename(self, old: str, new: str) -> None:
+        """The new name shows at once and is durable, as the old one's end is, after a sync of the directory."""
+        self.step()
+        self.names[new] = self.names.pop(old)
+
+    def has_space(self, directory: str, size: int) -> bool:
+        return self.space_bytes is None or sum(len(inode.cached) for inode in self.names.values()) + size <= self.space_bytes
+
     def sync_directory(self, directory: str) -> None:
         """Make all names durable: the model has one directory."""
         self.step()

@@ -13,6 +13,7 @@ Invariants
 
 import errno
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -68,6 +69,42 @@ class DiskAccess:
     """
 
     vfs: str | None = None
+
+    def make_directory(self, path: str) -> None:
+        """Create the directory, with its parents, if it is not there; its name is durable then. Raises `OSError`."""
+        os.makedirs(path, exist_ok=True)
+        self.sync_directory(os.path.dirname(os.path.abspath(path)))
+
+    def names_in(self, directory: str) -> list[str]:
+        """The names of the files in `directory`. Raises `OSError`."""
+        return os.listdir(directory)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        return os.path.exists(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file. Raises `OSError`."""
+        os.remove(path)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give `old` the name `new`, in one step, also if that is taken; durable after `sync_directory`. Raises `OSError`."""
+        os.replace(old, new)
+
+    def has_space(self, directory: str, size: int) -> bool:
+        """Whether `size` bytes can be written and synced in `directory`. Blocks: for a thread."""
+        path = os.path.join(directory, ".space-probe")
+        try:
+            with open(path, "wb") as probe:
+                probe.write(bytes(size))
+                probe.flush()
+                os.fsync(probe.fileno())
+            return True
+        except OSError:
+            return False
+        finally:
+            with suppress(OSError):
+                os.unlink(path)
 
     def sync_directory(self, directory: str) -> None:
         """Make the names in `directory` durable. Raises `OSError`."""

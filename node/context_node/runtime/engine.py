@@ -41,6 +41,7 @@ class Engine:
         log: LogStore,
         *,
         boot: bytes,
+        worker: Worker,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self.replicas: dict[int, Replica] = {}
@@ -50,7 +51,7 @@ class Engine:
         self._log = log
         self._boot = boot
         self._on_failure = on_failure
-        self._worker = Worker(loop, "commit")
+        self._worker = worker
         self._queue: list[Replica] = []
         self._is_turn_due = False
         self._gathered: list[tuple[int, bytes]] = []
@@ -150,6 +151,11 @@ class Engine:
         for replica, number in promises:
             self._drain(replica, number)
         self._commit()
+
+    @property
+    def wants_log_checkpoint(self) -> bool:
+        """Whether the log's WAL has grown so long that it should be carried over."""
+        return not self.is_failed and not self._is_log_busy and self._log.wants_checkpoint
 
     def _job_done(self, done: Callable[[BaseException | None], None], error: BaseException | None) -> None:
         self._is_log_busy = False

@@ -12,10 +12,9 @@ import msgspec
 
 from context_node.contexts.commands import CopyPolicy, DeletePolicyCommand, PolicyRecord, PutPolicyCommand, encode_json
 from context_node.contexts.refusals import PolicyNotFound
-from context_node.contexts.replies import NamedPolicyView
+from context_node.contexts.replies import NamedPolicyView, Reply
 from context_node.contexts.requests import PutPolicy
 from context_node.contexts.strategies import parse_strategy
-from context_node.runtime.replica import Replica
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, accepted
 from context_node.runtime.writes import check_numbers
 
@@ -79,14 +78,18 @@ class NamedPolicies:
             await self._copy(policy.record)
 
     async def _copy(self, record: PolicyRecord) -> None:
-        async with asyncio.TaskGroup() as copies:
+        copies: list[asyncio.Future[Reply]] = []
+        try:
             for replica in self._shards.replicas():
                 present = replica.machine.policies.get(record.name)
                 if present is None or present.record.generation < record.generation:
-                    copies.create_task(self._copy_to(replica, record))
-
-    async def _copy_to(self, replica: Replica, record: PolicyRecord) -> None:
-        accepted(await replica.propose(CopyPolicy(self._now_ms(), record)))
+                    copies.append(replica.propose(CopyPolicy(self._now_ms(), record)))
+        finally:
+            replies = await asyncio.gather(*copies, return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
+            accepted(reply)
 
 
 def _view(record: PolicyRecord) -> NamedPolicyView:

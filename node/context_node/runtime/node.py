@@ -1,8 +1,8 @@
 """A node: its data directory, its life from start to stop, and what happens when a disk fills up.
 
 Knows the layout of the data directory and the order of starting, stopping and starting over. Invariants: replica ids are drawn once and
-kept in the log;
-what a start finds is durable before it serves (P9); an engine whose log failed is thrown away with its memory and rebuilt from the disk (P10).
+kept in the log; what a start finds is durable before it serves (P9); an engine whose log failed is thrown away with its memory and rebuilt
+from the disk (P10).
 
 Layout: `log.db` is the Raft log of all shards; `state/SHARD-GENERATION.db` the state of each; files that the log does not name are
 leftovers.
@@ -13,13 +13,13 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from context_node.contexts.commands import Defaults, Rules
 from context_node.contexts.machine import Machine
 from context_node.contexts.policies import policy_decoder, policy_of
 from context_node.raft import ConfState, Group
-from context_node.runtime.databases import DiskFull, StorageError, StorageFailed
+from context_node.runtime.databases import REAL_DISK, CacheBudget, DiskAccess, DiskFull, StorageError, StorageFailed
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_rows import HardState, LogIdentity, RecoveredShard
 from context_node.runtime.log_store import LogOptions, LogStore
@@ -46,7 +46,10 @@ PROBE_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """`shards` is fixed for the life of the data directory; `switch_interval_s` is the interpreter's (`sys.setswitchinterval`)."""
+    """`shards` is fixed for the life of the data directory; `switch_interval_s` is the interpreter's (`sys.setswitchinterval`).
+
+    `disk` is where all files are, also those of `log` and `state`; `state_cache_bytes` is shared by all state databases.
+    """
 
     data_dir: str
     name: str = "node-0"
@@ -55,6 +58,8 @@ class NodeOptions:
     defaults: Defaults = field(default_factory=Defaults)
     upkeep: UpkeepLimits = field(default_factory=UpkeepLimits)
     log: LogOptions = field(default_factory=LogOptions)
+    state: StateOptions = field(default_factory=StateOptions)
+    disk: DiskAccess = REAL_DISK
     state_cache_bytes: int = 64 << 20
     queued_bytes_per_shard_max: int = 8 << 20
     stream_lag_max: int = 1_000
@@ -72,6 +77,7 @@ class Node:
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         on_fatal: Callable[[BaseException], None],
+        make_worker: Callable[[asyncio.AbstractEventLoop, str], Worker] = Worker,
     ) -> None:
         self.options = options
         self.state = NodeState(options.name)
@@ -83,8 +89,10 @@ class Node:
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._on_fatal = on_fatal
+        self._make_worker = make_worker
         self._loop = asyncio.get_running_loop()
-        self._upkeep_worker = Worker(self._loop, "checkpoint")
+        self._upkeep_worker = make_worker(self._loop, "checkpoint")
+        self._is_starting_over = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._policies = NamedPolicies(self.shards, now_ms)
         reads = Reads(self.shards, options.rules, options.stream_lag_max)
@@ -100,9 +108,11 @@ class Node:
         await self._open()
 
     async def _open(self) -> None:
-        os.makedirs(self._state_dir, exist_ok=True)
+        disk = self.options.disk
+        disk.make_directory(self.options.data_dir)
+        disk.make_directory(self._state_dir)
         identity = LogIdentity(self._random_bytes(16).hex(), self._random_bytes(16).hex(), self._now_ms())
-        log = LogStore(os.path.join(self.options.data_dir, "log.db"), identity, RECORD_CODEC, self.options.log)
+        log = LogStore(os.path.join(self.options.data_dir, "log.db"), identity, RECORD_CODEC, replace(self.options.log, disk=disk))
         self.log = log
         try:
             recovered = log.recover()
@@ -110,15 +120,17 @@ class Node:
                 recovered = self._bootstrap(log)
             self._check_shards(recovered)
             self._remove_leftovers(recovered)
-            engine = Engine(self._loop, log, boot=self._random_bytes(8), on_failure=self._log_failed)
+            worker = self._make_worker(self._loop, "commit")
+            engine = Engine(self._loop, log, boot=self._random_bytes(8), worker=worker, on_failure=self._log_failed)
             self.engine = engine
-            replicas = {shard: self._replica(shard, found, engine) for shard, found in recovered.items()}
+            for shard, found in recovered.items():
+                engine.add(self._replica(shard, found, engine))
         except BaseException:
-            log.close()
+            self._close_stores()
             raise
+        replicas = engine.replicas
         self.upkeep = Upkeep(engine, self.options.upkeep, self._upkeep_worker, self._loop, self._state_failed)
         for replica in replicas.values():
-            engine.add(replica)
             replica.group.campaign()
         await self._caught_up(engine, replicas)
         self.shards.open(replicas)
@@ -149,7 +161,7 @@ class Node:
 
     def _create_state(self, shard: int, path: str, conf_state: bytes) -> None:
         """An empty state database, durable with its name before the log names it (P6)."""
-        store = StateStore(path, shard)
+        store = StateStore(path, shard, self._state_options())
         try:
             store.flush(StateChanges(applied_of(Machine(), FIRST_INDEX, FIRST_INDEX, conf_state)))
             if not store.checkpoint().complete:
@@ -166,14 +178,18 @@ class Node:
 
     def _remove_leftovers(self, recovered: dict[int, RecoveredShard]) -> None:
         named = {os.path.basename(self._state_path(shard, found.generation)) for shard, found in recovered.items()}
-        for name in os.listdir(self._state_dir):
+        for name in self.options.disk.names_in(self._state_dir):
             if name.removesuffix("-wal").removesuffix("-shm").removesuffix("-journal") not in named:
-                os.unlink(os.path.join(self._state_dir, name))
+                self.options.disk.remove(os.path.join(self._state_dir, name))
+
+    def _state_options(self) -> StateOptions:
+        # One database a shard and the system group's.
+        cache_bytes = CacheBudget(self.options.state_cache_bytes, self.options.shards + 1).each_bytes
+        return replace(self.options.state, cache_bytes=cache_bytes, disk=self.options.disk)
 
     def _replica(self, shard: int, found: RecoveredShard, engine: Engine) -> Replica:
         """One replica from its database and what the log holds beyond it."""
-        cache_bytes = self.options.state_cache_bytes // (self.options.shards + 1)
-        store = StateStore(self._state_path(shard, found.generation), shard, StateOptions(cache_bytes=cache_bytes))
+        store = StateStore(self._state_path(shard, found.generation), shard, self._state_options())
         applied = store.applied()
         machine = Machine(clock_ms=applied.clock_ms, next_ordinal=machine_record(applied.machine).next_ordinal)
         for row in store.policies():
@@ -205,6 +221,7 @@ class Node:
             loop=self._loop,
             on_work=engine.queue,
             on_event=tell_followers,
+            on_storage_error=self._state_failed,
         )
         replica.queued_bytes_max = self.options.queued_bytes_per_shard_max
         return replica
@@ -257,6 +274,8 @@ class Node:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A checkpoint that a cancelled task had begun still runs in the worker; nobody may close or flush under it.
+        await self._upkeep_worker.run(lambda: None)
 
     def _close_stores(self) -> None:
         engine, log = self.engine, self.log
@@ -275,7 +294,9 @@ class Node:
         """The log could not be written. A full disk is waited for; anything else ends the node (P10)."""
         if isinstance(error, DiskFull):
             self.state.close("The disk is full; writes are refused until there is space.")
-            self._spawn(self._start_over(), "start over")
+            if not self._is_starting_over:
+                self._is_starting_over = True
+                self._spawn(self._start_over(), "start over")
         else:
             self.state.close("The disk failed.")
             self._on_fatal(error)
@@ -289,7 +310,7 @@ class Node:
         """When there is space again, forget what is in memory and recover from the disk, as a restart would."""
         while True:
             await asyncio.sleep(self.options.retry_full_disk_s)
-            if not await asyncio.to_thread(has_space, self.options.data_dir):
+            if not await asyncio.to_thread(self.options.disk.has_space, self.options.data_dir, PROBE_BYTES):
                 continue
             self.shards.close("The node is starting over after its disk was full.")
             await self._end_tasks()
@@ -300,20 +321,5 @@ class Node:
                 self._close_stores()
                 continue
             self.restarts += 1
+            self._is_starting_over = False
             return
-
-
-def has_space(data_dir: str) -> bool:
-    """Whether a few megabytes can be written and synced in the directory."""
-    path = os.path.join(data_dir, ".space-probe")
-    try:
-        with open(path, "wb") as probe:
-            probe.write(b"\0" * PROBE_BYTES)
-            probe.flush()
-            os.fsync(probe.fileno())
-        return True
-    except OSError:
-        return False
-    finally:
-        with suppress(OSError):
-            os.unlink(path)

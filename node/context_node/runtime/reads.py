@@ -5,7 +5,7 @@ reading changes
 nothing but what is cached.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from heapq import merge
@@ -193,11 +193,11 @@ class Reads:
             raise CursorAhead(f"The cursor {cursor} is beyond the newest message, {last_seq}.", cursor=cursor, last_seq=last_seq)
         ordinal = context.ordinal
 
-        def read(first: int, last: int) -> list[tuple[int, bytes]]:
+        def read(first: int, last: int) -> Iterable[tuple[int, bytes]]:
             present = replica.context(context_id)
             if present is None or present.ordinal != ordinal:
-                return []
-            return list(self._rows(replica, present, first, last))
+                return ()
+            return self._rows(replica, present, first, last)
 
         def state() -> bytes:
             present = replica.context(context_id)

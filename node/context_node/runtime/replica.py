@@ -1,8 +1,8 @@
 """One replica of one shard: its Raft group, its state machine, its database, and who waits for what.
 
 Knows the order of things for one shard: committed entries are applied in order, each with what it names loaded first, and only then
-answered (P4). Knows neither the log store nor other shards: the engine drives it. Invariant: what `machine.changes` holds is exactly what was
-applied after `stored_index`.
+answered (P4). Knows neither the log store nor other shards: the engine drives it. Invariant: what `machine.changes` holds is exactly what
+was applied after `stored_index`.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from context_node.contexts.machine import NOTHING_FOUND, Event, Found, Machine
 from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Unavailable
 from context_node.contexts.replies import Reply
 from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDropped
+from context_node.runtime.databases import StorageError
 from context_node.runtime.state_store import StateStore
 from context_node.runtime.storing import key_row, state_changes
 
@@ -30,7 +31,8 @@ class Pending:
 
 
 class Replica:
-    """See the module's docstring. `on_work` tells the engine that the group has something to do; `on_event` tells followers of contexts."""
+    """See the module's docstring. `on_work` tells the engine that the group has something to do; `on_event` tells followers of contexts;
+    `on_storage_error` tells the node that a flush asked for by a read failed."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Replica:
         loop: asyncio.AbstractEventLoop,
         on_work: Callable[["Replica"], None],
         on_event: Callable[["Replica", Event], None],
+        on_storage_error: Callable[[StorageError], None],
     ) -> None:
         self.shard = shard
         self.group = group
@@ -69,6 +72,7 @@ class Replica:
         self._loop = loop
         self._on_work = on_work
         self._on_event = on_event
+        self._on_storage_error = on_storage_error
         self._pending: dict[int, Pending] = {}
         self._readers: list[asyncio.Future[None]] = []
         self._reads_asked = 0
@@ -144,14 +148,16 @@ class Replica:
     def apply(self, committed: Sequence[tuple[int, int, int, bytes]], now: float) -> None:
         """Apply committed entries in order, and answer those who proposed them here."""
         for index, term, kind, data in committed:
-            pending = self._pending.pop(index, None)
-            if pending is not None:
-                self.queued_bytes -= len(data)
+            pending = self._pending.get(index)
             if kind != EntryKind.NORMAL:
                 self._take_members(self.group.apply_conf_change(index))
             elif data:
                 self._apply_command(index, term, data, pending)
             self.applied_index, self.applied_term = index, term
+            if pending is not None:
+                # Only now: had applying raised, `fail` would answer it.
+                del self._pending[index]
+                self.queued_bytes -= len(data)
         if committed:
             self.group.applied(self.applied_index)
             if self.dirty_since is None:
@@ -242,9 +248,15 @@ class Replica:
         return self.stored_index < self.applied_index
 
     async def stored(self) -> None:
-        """Flush, once nothing stands in the way: what is applied can be read from the database then."""
+        """Flush, once nothing stands in the way: what is applied can be read from the database then. Raises `Unavailable`."""
         async with self.storing:
-            self.flush()
+            if self.failure is not None:
+                raise Unavailable(self.failure)
+            try:
+                self.flush()
+            except StorageError as error:
+                self._on_storage_error(error)
+                raise Unavailable("The disk does not take what this answer needs; try again later.", retry_after_s=1) from error
 
     def flush(self) -> None:
         """Write what was applied to the state database, in one transaction with the applied index. No fsync: the log has it."""

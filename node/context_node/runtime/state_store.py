@@ -267,12 +267,12 @@ class StateStore:
         Flushes may go on. A file that stands there is replaced only by a whole one.
         """
         self._check_usable()
-        partial = path + ".partial"
+        partial, disk = path + ".partial", self._options.disk
         with self._beside("backup", poisons=False) as connection:
             for leftover in (partial, partial + "-journal", partial + "-wal"):
-                if os.path.exists(leftover):
-                    os.remove(leftover)
-            copy = apsw.Connection(partial)
+                if disk.exists(leftover):
+                    disk.remove(leftover)
+            copy = apsw.Connection(partial, vfs=disk.vfs)
             try:
                 copy.pragma("locking_mode", "EXCLUSIVE")  # the copy is in WAL mode too and gets no index file so
                 copy.pragma("journal_mode", "OFF")  # a copy that fails is thrown away
@@ -283,9 +283,9 @@ class StateStore:
                 applied = read_applied(copy)
             finally:
                 copy.close()
-            self._options.disk.sync_file(partial)
-            os.replace(partial, path)
-            self._options.disk.sync_directory(os.path.dirname(path) or ".")
+            disk.sync_file(partial)
+            disk.rename(partial, path)
+            disk.sync_directory(os.path.dirname(path) or ".")
         return applied
 
     def digest(self) -> tuple[int, bytes]:

@@ -9,7 +9,7 @@ by falling too far behind is told as one `gap`; a frame about the window comes a
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from context_node.contexts.commands import encode_json
@@ -18,6 +18,9 @@ from context_node.contexts.refusals import Unavailable
 from context_node.runtime.replica import Replica
 
 MESSAGES_PER_PULL = 100
+BYTES_PER_PULL = 1 << 20
+"""A pull ends early above so many bytes, so that a follower holds at most this and one message more."""
+
 NOTICES_MAX = 64
 
 
@@ -41,7 +44,7 @@ class Subscription:
         cursor: int,
         *,
         lag_max: int,
-        read: Callable[[int, int], Sequence[tuple[int, bytes]]],
+        read: Callable[[int, int], Iterable[tuple[int, bytes]]],
         state: Callable[[], bytes],
     ) -> None:
         self._replica = replica
@@ -55,6 +58,7 @@ class Subscription:
         self._notices: deque[tuple[int, Frame]] = deque()
         self._wake = asyncio.Event()
         self._last_seq = cursor
+        self._is_purged = False
         self._is_over = False
         self.lagged = 0
 
@@ -65,14 +69,17 @@ class Subscription:
 
     def tell(self, event: Event, last_seq: int) -> None:
         """The replica applied something. Called in the turn that applied it; costs no copy of any message."""
+        if self._is_purged:
+            return  # what happens to a new context of the same id is not for followers of the old one
         self._last_seq = max(self._last_seq, last_seq)
         if event.kind in ("tombstoned", "purged"):
+            self._is_purged = event.kind == "purged"
             self._notices.append((self._last_seq, Frame(event.kind, None, encode_json({"id": self._context_id}))))
         elif event.compacted:
             self._notices.append((self._last_seq, Frame("compaction", None, self._state())))
         if len(self._notices) > NOTICES_MAX:
-            # A missed rewrite shows in the next one: each tells the whole state of the window.
-            self._notices.popleft()
+            # A missed rewrite shows in the next one: each tells the whole state of the window. The end of a context is never dropped.
+            del self._notices[next(at for at, (_, frame) in enumerate(self._notices) if frame.event == "compaction")]
         self._wake.set()
 
     async def next(self, timeout_s: float) -> Frame | None:
@@ -80,14 +87,14 @@ class Subscription:
         while True:
             if self._ready:
                 return self._ready.popleft()
+            if self._replica.failure is not None:
+                raise Unavailable(self._replica.failure)
             if self._fill():
                 continue
             if self._is_over:
                 await asyncio.sleep(0)
                 return None
             self._wake.clear()
-            if self._replica.failure is not None:
-                raise Unavailable(self._replica.failure)
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._wake.wait()
@@ -126,8 +133,13 @@ class Subscription:
         upto = min(self._last_seq, self._position + MESSAGES_PER_PULL)
         if self._notices:
             upto = min(upto, max(self._notices[0][0], self._position + 1))
-        rows = self._read(self._position + 1, upto)
-        self._ready.extend(Frame("message", seq, body) for seq, body in rows)
+        size = 0
+        for seq, body in self._read(self._position + 1, upto):
+            self._ready.append(Frame("message", seq, body))
+            size += len(body)
+            if size >= BYTES_PER_PULL:
+                self._position = seq
+                return
         # A purge in between takes the rows away; its notice follows.
         self._position = upto
 

@@ -1,8 +1,8 @@
 """What keeps memory, log and databases bounded while nobody waits for it.
 
-Flush (state databases, behind the writes), checkpoint (so that the state is fsynced), truncate (the log below it), forget cold contexts, and
-take the bytes of purged contexts out of every file. Invariants: a log is truncated only below an index that the state database has fsynced (P7);
-contexts with changes that are not stored stay in memory.
+Flush (state databases, behind the writes), checkpoint (so that the state is fsynced), truncate (the log below it), forget cold contexts,
+and take the bytes of purged contexts out of every file. Invariants: a log is truncated only below an index that the state database has
+fsynced (P7); contexts with changes that are not stored stay in memory.
 """
 
 import asyncio
@@ -50,6 +50,7 @@ class Upkeep:
         on_error: Callable[[StorageError], None],
     ) -> None:
         self.checkpoints = 0
+        self.log_checkpoints = 0
         self.flushes = 0
         self.evicted = 0
         self.scrubs = 0
@@ -83,6 +84,9 @@ class Upkeep:
         self._rounds += 1
         await self._flush_due()
         await self._truncate_due()
+        if self._engine.wants_log_checkpoint:
+            await self._engine.log_job(lambda log: log.checkpoint())
+            self.log_checkpoints += 1
         if self._rounds % 5 == 0:
             self._forget_cold()
         if self._purged_at is not None and self._loop.time() - self._purged_at >= self._limits.scrub_after_s:
@@ -116,10 +120,10 @@ class Upkeep:
         total = sum(size for size, _, _ in sizes)
         for size, _, replica in sizes:
             if size > limits.log_bytes_per_shard_max or total > limits.log_bytes_max:
+                if await self.checkpoint(replica):
+                    total -= size
+            elif replica.store.wants_checkpoint:
                 await self.checkpoint(replica)
-                total -= size
-            else:
-                break
 
     async def checkpoint(self, replica: Replica) -> bool:
         """Make a replica's state durable and truncate its log below. Returns whether the checkpoint was complete."""
@@ -136,9 +140,10 @@ class Upkeep:
 
     def _truncate(self, replica: Replica) -> None:
         index, term = replica.durable_index, replica.durable_term
-        status = replica.group.status()
 
         def change(log: LogStore) -> None:
+            # Read here, not before: this may run after the next commits, and the row replaces every hard state up to now.
+            status = replica.group.status()
             log.truncate(replica.shard, index, term, (status.term, status.vote, max(status.commit, index)))
 
         self._engine.with_log(change)
@@ -174,10 +179,14 @@ class Upkeep:
     async def scrub(self) -> None:
         """Take the bytes of purged contexts out of every database, log and WAL (SEMANTICS.md, "Life of a context")."""
         self._purged_at = None
+        is_clean = True
         for replica in list(self._engine.replicas.values()):
             if replica.failure is None:
-                await self.checkpoint(replica)
+                is_clean &= await self.checkpoint(replica)
                 async with replica.storing:
-                    await self._worker.run(replica.store.scrub)
+                    is_clean &= await self._worker.run(replica.store.scrub)
         await self._engine.log_job(lambda log: log.scrub())
         self.scrubs += 1
+        if not is_clean:
+            # A flush or a reader was in the way somewhere: once more, later.
+            self.note_purge()
