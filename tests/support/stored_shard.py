@@ -102,8 +102,8 @@ class StoredShard:
             context.tail.clear()
         for ordinal, (number, at_ms) in changes.keys_below.items():
             old = [key for key, row in self.keys.items() if key[0] == ordinal and (row.number < number or row.at_ms < at_ms)]
-            for key in old:
-                del self.keys[key]
+            for each in old:
+                del self.keys[each]
         for name in changes.policies:
             policy = self.machine.policies[name]
             self.policies[name] = policy_encoder.encode(StoredPolicy(policy.record, policy.users))
@@ -112,9 +112,9 @@ class StoredShard:
     def _erase(self, ordinal: int) -> None:
         self.messages = {key: row for key, row in self.messages.items() if key >> 32 != ordinal}
         self.records = {name: row for name, row in self.records.items() if row[0] != ordinal}
-        for table in (self.rewrites, self.keys, self.ids):
-            for key in [key for key in table if key[0] == ordinal]:
-                del table[key]  # type: ignore[attr-defined]
+        self.rewrites = {key: row for key, row in self.rewrites.items() if key[0] != ordinal}
+        self.keys = {key: row for key, row in self.keys.items() if key[0] != ordinal}
+        self.ids = {key: row for key, row in self.ids.items() if key[0] != ordinal}
 
     def forget(self) -> None:
         """Drop every context from memory, as a full cache does."""

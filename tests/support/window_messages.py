@@ -31,7 +31,7 @@ class Message:
     def tokens(self) -> int:
         if self.token_count is not None:
             return self.token_count
-        return 4 + sum(part[-1] for part in self.parts)
+        return 4 + sum(int(part[-1]) for part in self.parts)
 
 
 def part_json(part: Part) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def derived_target(trigger_ratio: float) -> float:
 
 
 class Head(msgspec.Struct, array_like=True):
-    """The part of a record that is read without the window (lists need no more)."""
+    """The part of a record that is read without the window (lists need no more). `key_number` is that of the newest idempotency
+    key; keys below `keys_from` or from before `keys_since_ms` are forgotten for good, whatever the settings become."""
 
     status: int
     incarnation: int
@@ -70,6 +71,8 @@ class Head(msgspec.Struct, array_like=True):
     used_tokens: int
     key_number: int
     policy_generation: int
+    keys_from: int = 1
+    keys_since_ms: int = 0
 
 
 class WindowRecord(msgspec.Struct, array_like=True):

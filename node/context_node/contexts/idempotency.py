@@ -30,17 +30,24 @@ def known_key(context: Context, use: KeyUse, rules: Rules, found: Found, clock_m
     row = context.fresh_keys.get(use.key) or found.key
     if row is None:
         return None
-    if row.number <= context.head.key_number - rules.keys_max or row.at_ms <= clock_ms - rules.keys_ttl_ms:
+    head = context.head
+    if row.number < max(head.keys_from, head.key_number - rules.keys_max + 1):
+        return None
+    if row.at_ms < max(head.keys_since_ms, clock_ms - rules.keys_ttl_ms + 1):
         return None
     if row.digest != use.digest:
         raise IdempotencyConflict("This idempotency key was used before with another request; use a new key.", key=use.key)
     return row.reply
 
 
-def remember(context: Context, use: KeyUse, reply: Reply, clock_ms: int) -> None:
-    """Keep the reply under the key."""
-    context.head.key_number += 1
-    context.fresh_keys[use.key] = KeyRow(context.head.key_number, clock_ms, use.digest, reply)
+def remember(context: Context, use: KeyUse, rules: Rules, reply: Reply, clock_ms: int) -> None:
+    """Keep the reply under the key, and forget those that are too old. What is forgotten stays so, also if a setting grows:
+    one replica may have deleted it already, another not yet."""
+    head = context.head
+    head.key_number += 1
+    head.keys_from = max(head.keys_from, head.key_number - rules.keys_max + 1)
+    head.keys_since_ms = max(head.keys_since_ms, clock_ms - rules.keys_ttl_ms + 1)
+    context.fresh_keys[use.key] = KeyRow(head.key_number, clock_ms, use.digest, reply)
 
 
 def known_ids(context: Context, drafts: Sequence[Draft], found: Found) -> Reply | None:

@@ -6,6 +6,7 @@ a window (an edit makes a new item), and `tokens` is its part costs plus its ove
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -108,7 +109,14 @@ info_decoder = msgspec.msgpack.Decoder(Info)
 
 def timestamp(at_ms: int) -> str:
     """RFC 3339 in UTC with milliseconds and `Z`, of milliseconds since the Unix epoch."""
-    return datetime.fromtimestamp(at_ms / 1000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_ms % 1000:03d}Z"
+    second, millisecond = divmod(at_ms, 1000)
+    return f"{_second_text(second)}.{millisecond:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second_text(second: int) -> str:
+    # strftime costs more than all else that is done to append a message, and most messages share their second.
+    return datetime.fromtimestamp(second, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def live_item(seq: int, body: bytes, info: Info, pinned: bool = False) -> Item:

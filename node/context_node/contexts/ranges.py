@@ -15,6 +15,9 @@ from context_node.contexts.units import Links, Unit
 _ROUNDS_MAX = 64
 """So often a range is grown or shrunk in search of one that works."""
 
+_EDGES_MAX = 12
+"""So many places to cut a range at are looked at."""
+
 Range = tuple[int, int]
 
 
@@ -104,17 +107,30 @@ class Spans(msgspec.Struct, eq=False):
         return None
 
     def _nearest(self, first: int, last: int) -> list[int] | None:
-        """The range that works with the fewest seqs added or taken away, of those that growing and shrinking find."""
+        """The range that works with the fewest seqs added or taken away: grown or shrunk at its ends, or else what is left of
+        it between units that must stay."""
         found = [
             self._adjusted(first, last, grow_left=grow_left, grow_right=grow_right)
             for grow_left in (True, False)
             for grow_right in (True, False)
         ]
-        working = [(low, high) for low, high in found if 1 <= low <= high <= self.last_seq and self._problem(low, high) is None]
+        working = [each for each in found if self._works(*each)] or [each for each in self._pieces(first, last) if self._works(*each)]
         if not working:
             return None
         low, high = min(working, key=lambda each: (abs(each[0] - first) + abs(each[1] - last), each))
         return [low, high]
+
+    def _works(self, first: int, last: int) -> bool:
+        return 1 <= first <= last <= self.last_seq and self._problem(first, last) is None
+
+    def _pieces(self, first: int, last: int) -> list[Range]:
+        edges = {first, last + 1}
+        for span in self.spans:
+            for low, high in span.members:
+                edges.update(edge for edge in (low, high + 1) if first < edge <= last)
+            if len(edges) > _EDGES_MAX:
+                break
+        return [(low, high - 1) for low in edges for high in edges if low < high]
 
     def _adjusted(self, first: int, last: int, *, grow_left: bool, grow_right: bool) -> Range:
         """Move the ends until nothing is split: outwards to take units in, or inwards to leave them (always, if they wait)."""

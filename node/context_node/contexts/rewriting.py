@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from context_node.contexts.commands import Draft, Restored
 from context_node.contexts.context import Context
 from context_node.contexts.items import HEAD_ROLES, MARKER, Item, info_decoder, live_item, summary_item
-from context_node.contexts.parts import RESULT
 from context_node.contexts.ranges import Spans
 from context_node.contexts.refusals import Unprocessable, VersionConflict
-from context_node.contexts.units import Links, OpenCalls, link, opens_call
+from context_node.contexts.units import Links, link, opens_call
 from context_node.contexts.window import Window
 
 
@@ -48,7 +47,9 @@ def replaced_range(context: Context, covers: tuple[int, int], drafts: Sequence[D
     summaries = _summaries(drafts, covers, version, may_be_head=False)
     _check_self_contained(summaries, may_wait=False)
     covered = spans.places_inside(first, last)
-    return _with_replacement(items, covered, summaries, first)
+    new = _with_replacement(items, covered, summaries, first)
+    _check_undisturbed(items, new)
+    return new
 
 
 def _summaries(drafts: Sequence[Draft], covers: tuple[int, int], version: int, *, may_be_head: bool) -> list[Item]:
@@ -64,29 +65,22 @@ def _summaries(drafts: Sequence[Draft], covers: tuple[int, int], version: int, *
 
 
 def _check_self_contained(items: Sequence[Item], *, may_wait: bool) -> None:
-    """A replacement holds the calls of its results, and (unless it ends the window) the results of its calls."""
+    """A replacement holds the calls of its results, and (unless it ends the window) the results of its calls: joined one by
+    one, its items stand as they were given, without a marker."""
     scratch = Window()
     for item in items:
-        results = sum(1 for _, mark in item.active_marks() if mark.kind == RESULT)
-        own_calls = sum(1 for _, mark in item.active_marks() if opens_call(mark))
-        before = _open_count(scratch.open_calls)
-        late = scratch.join(item) if item.kind != MARKER else ()
-        answered = before + own_calls - _open_count(scratch.open_calls)
-        if late or answered < results:
-            raise Unprocessable(
-                "replacement holds a tool result without its call before it; include the call, or put it in words.",
-                field="replacement",
-            )
+        scratch.join(item)
     is_marked = any(call.marker is not None for calls in scratch.open_calls.values() for call in calls)
     if is_marked or (scratch.open_calls and not may_wait):
         raise Unprocessable(
             "replacement holds a tool call without its result; include the result, or put it in words.",
             field="replacement",
         )
-
-
-def _open_count(open_calls: OpenCalls) -> int:
-    return sum(len(calls) for calls in open_calls.values())
+    if [id(item) for item in scratch.items] != [id(item) for item in items]:
+        raise Unprocessable(
+            "replacement holds a tool result that does not follow its call; include the call, or put it in words.",
+            field="replacement",
+        )
 
 
 def _with_replacement(items: Sequence[Item], covered: set[int], summaries: Sequence[Item], first_seq: int) -> list[Item]:
@@ -118,17 +112,23 @@ def replaced_whole(context: Context, drafts: Sequence[Draft], through_seq: int |
     covered = {place for place in spans.places_inside(0, through) if id(links.unit_of[place]) not in kept_waiting}
     keeps_later = any(item.seq > through and item.kind != MARKER for item in items)
     _check_self_contained(summaries, may_wait=not keeps_later)
-    return _with_new_head(items, covered, summaries, through)
+    new = _with_new_head(items, links, covered, summaries, through)
+    _check_undisturbed(items, new)
+    return new
 
 
-def _with_new_head(items: Sequence[Item], covered: set[int], summaries: Sequence[Item], through: int) -> list[Item]:
+def _with_new_head(items: Sequence[Item], links: Links, covered: set[int], summaries: Sequence[Item], through: int) -> list[Item]:
     """Put system messages of a whole replacement where the old ones stood, and the rest where the first covered item stood."""
     heads = [item for item in summaries if item.role in HEAD_ROLES]
     rest = [item for item in summaries if item.role not in HEAD_ROLES]
     gone = set(covered)
     head_position = 0
     if heads:
-        old = [place for place, item in enumerate(items) if item.role in HEAD_ROLES and not item.pinned and item.seq <= through]
+        old = [
+            place
+            for place, item in enumerate(items)
+            if item.role in HEAD_ROLES and not item.pinned and item.seq <= through and len(links.unit_of[place].places) == 1
+        ]
         gone.update(old)
         head_position = old[0] if old else 0
     later = (place for place, item in enumerate(items) if item.seq > through and item.kind != MARKER)
@@ -143,6 +143,21 @@ def _with_new_head(items: Sequence[Item], covered: set[int], summaries: Sequence
         if place < len(items) and place not in gone:
             result.append(items[place])
     return result
+
+
+def _check_undisturbed(old: Sequence[Item], new: Sequence[Item]) -> None:
+    """What stays pairs as it did: a part of the replacement must not answer a call outside it, nor the other way round."""
+    stays = {id(item) for item in old} & {id(item) for item in new}
+    before = {pair for pair in _pairs(old) if pair <= stays}
+    after = {pair for pair in _pairs(new) if pair & stays}
+    if before != after:
+        raise Unprocessable(
+            "replacement uses the id of a tool call that stands outside of it; give its own calls other ids.", field="replacement"
+        )
+
+
+def _pairs(items: Sequence[Item]) -> set[frozenset[int]]:
+    return {frozenset((id(items[caller]), id(items[answer]))) for caller, answer in link(items).pairs}
 
 
 def check_result(context: Context, items: Sequence[Item]) -> None:

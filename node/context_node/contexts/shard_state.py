@@ -55,9 +55,8 @@ class ShardState:
     def remember(self, context: Context, use: KeyUse | None, rules: Rules, reply: Reply) -> None:
         if use is None:
             return
-        idempotency.remember(context, use, reply, self.clock_ms)
-        lowest = (context.head.key_number - rules.keys_max + 1, self.clock_ms - rules.keys_ttl_ms + 1)
-        self.changes.keys_below[context.ordinal] = lowest
+        idempotency.remember(context, use, rules, reply, self.clock_ms)
+        self.changes.keys_below[context.ordinal] = (context.head.keys_from, context.head.keys_since_ms)
 
     def follow(self, context: Context, old: str | None, new: str | None) -> None:
         """Keep count of the contexts that follow each policy by name."""

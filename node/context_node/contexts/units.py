@@ -71,11 +71,13 @@ class Unit(msgspec.Struct, eq=False):
 
 
 class Links(msgspec.Struct, eq=False):
-    """The units in the order of their first item, which unit each position belongs to, and the calls without a result."""
+    """The units in the order of their first item, which unit each position belongs to, the calls without a result, and which
+    position answers which (a marker too)."""
 
     units: list[Unit]
     unit_of: list[Unit]
     open_calls: OpenCalls
+    pairs: list[tuple[int, int]]
 
 
 def link(items: Sequence[Item]) -> Links:
@@ -85,6 +87,7 @@ def link(items: Sequence[Item]) -> Links:
     open_calls: OpenCalls = {}
     reasoning: dict[str, int] = {}
     places: dict[int, int] = {}
+    pairs: list[tuple[int, int]] = []
     for place, item in enumerate(items):
         unit = Unit([place], item.tokens, item.is_head_alone, item.kind == SUMMARY)
         units.append(unit)
@@ -98,27 +101,29 @@ def link(items: Sequence[Item]) -> Links:
             call = take_waiting(item.call_id, open_calls)
             if call is not None:
                 call.marker = item
-                _merge(places[id(call.item)], place, unit_of)
+                pairs.append((places[id(call.item)], place))
             continue
         if item.role in reasoning:
             _merge(reasoning.pop(item.role), place, unit_of)
         if item.is_reasoning_alone():
             reasoning[item.role] = place
-        _pair(item, place, unit_of, open_calls, places)
+        _pair(item, place, open_calls, places, pairs)
     if not places:
-        return Links(units, unit_of, open_calls)
+        return Links(units, unit_of, open_calls, pairs)
+    for caller, answer in pairs:
+        _merge(caller, answer, unit_of)
     for calls in open_calls.values():
         for call in calls:
             if call.marker is None:
                 unit_of[places[id(call.item)]].waiting = True
-    return Links([unit for unit in units if unit.places], unit_of, open_calls)
+    return Links([unit for unit in units if unit.places], unit_of, open_calls, pairs)
 
 
-def _pair(item: Item, place: int, unit_of: list[Unit], open_calls: OpenCalls, places: dict[int, int]) -> None:
+def _pair(item: Item, place: int, open_calls: OpenCalls, places: dict[int, int], pairs: list[tuple[int, int]]) -> None:
     for part, mark in item.active_marks():
         call = take_answered(mark, open_calls)
         if call is not None:
-            _merge(places[id(call.item)], place, unit_of)
+            pairs.append((places[id(call.item)], place))
         if opens_call(mark):
             open_calls.setdefault(mark.call_id, []).append(OpenCall(item, mark.call_id, part))
 

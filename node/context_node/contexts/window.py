@@ -94,7 +94,8 @@ class Window:
             self.has_loose_reasoning = self.has_loose_reasoning or rest.is_reasoning_alone()
         for part, call in late:
             self._answer_late(item, part, call)
-        if self.has_linked_head or late:
+        joins_head = rest is not None and rest.is_head_alone and self.has_loose_reasoning
+        if self.has_linked_head or late or joins_head:
             self.retotal()
         return tuple(call.item.seq for _, call in late)
 
@@ -117,6 +118,8 @@ class Window:
             owner.marker = marker_item(owner.item.seq, owner.call_id)
             self._push(owner.marker)
         self.waiting = 0
+        if self.has_linked_head:
+            self.retotal()
 
     def _answer_late(self, item: Item, part: int, call: OpenCall) -> None:
         others = [other for other, _ in item.active_marks() if other != part]
