@@ -209,8 +209,8 @@ class FakeService:
         version = kept.view.version
         if if_version is not None and if_version != version:
             raise VersionConflict("The version is another.", version=version, last_seq=kept.view.last_seq)
-        tag = f"{context_id}-{version}"
-        if etag == tag:
+        tag = f'"{context_id}-{version}"'
+        if etag is not None and (tag in etag or etag == "*"):
             return FakeWindow(None, tag, version)
         body = self.window_body or (
             b'{"messages":[%b],"version":%d,"last_seq":%d,"token_budget":8192,"used_tokens":0,"token_count":0,"needs_compaction":false,'

@@ -150,8 +150,11 @@ def _responses(route: Route) -> dict[str, Any]:
 
 
 def _plain(schema: Any) -> Any:
-    """msgspec's schema without defaults of null, which say nothing."""
+    """msgspec's schema with `x-items` for the items that it cannot know, and without defaults of null, which say nothing."""
     if isinstance(schema, dict):
+        if "x-items" in schema:
+            schema = {**schema, "items": schema["x-items"]}
+            del schema["x-items"]
         return {name: _plain(value) for name, value in schema.items() if not (name == "default" and value is None)}
     if isinstance(schema, list):
         return [_plain(one) for one in schema]

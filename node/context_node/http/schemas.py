@@ -23,9 +23,10 @@ JsonObject = dict[str, Any]
 Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, description="RFC 3339, UTC, with milliseconds.")]
 MetadataObject = Annotated[JsonObject, Meta(description="Any JSON object, at most 16 KiB.")]
 PART = {"$ref": "#/components/schemas/Part"}
+"""What the document says of a part. Parts are decoded as plain objects: whatever they hold is kept."""
 Parts = Annotated[
     list[JsonObject],
-    Meta(description="Each an object with a string `type`, kept as it came.", extra_json_schema={"items": PART}),
+    Meta(description="Each an object with a string `type`, kept as it came.", extra_json_schema={"x-items": PART}),
 ]
 MessageId = Annotated[
     str, Meta(min_length=1, max_length=256, description="Your own name for the message: a retry with it never appends twice.")
