@@ -171,4 +171,4 @@ class BesideTheModel(RuleBasedStateMachine):
 
 
 TestBesideTheModel = BesideTheModel.TestCase
-TestBesideTheModel.settings = settings(max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+TestBesideTheModel.settings = settings(max_examples=70, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))

@@ -254,7 +254,7 @@ def _summary(place: Place) -> Item:
 
 def _extend(places: list[Place], item: Item) -> None:
     if item.kind == LIVE:
-        if item.is_edited:
+        if item.is_edited():
             counts = None if item.counts is None else list(item.counts)
             places.append([SPECIAL, item.seq, item.pinned, list(item.skipped), list(item.cleared), counts])
         elif places and places[-1][0] == RUN and places[-1][2] == item.seq - 1:

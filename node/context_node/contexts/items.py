@@ -64,7 +64,6 @@ class Item(msgspec.Struct, frozen=True, eq=False):
     origin: tuple[int, int] = (0, 0)
     call_id: str = ""
 
-    @property
     def is_edited(self) -> bool:
         """Whether a live item differs from the message in history, so that its place in the record must say how."""
         return bool(self.pinned or self.skipped or self.cleared or self.counts is not None)

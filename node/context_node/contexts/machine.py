@@ -106,7 +106,11 @@ class Machine(ShardState):
             config = first_config(PutConfig(command.context_id, command.at_ms, command.rules, command.create), self.policies)
             context = self.create(index, command.context_id, config)
         else:
-            known = self.known_key(context, command.key, command.rules, found) or known_ids(context, command.drafts, found)
+            known = None
+            if command.key is not None:
+                known = self.known_key(context, command.key, command.rules, found)
+            if known is None and (found.ids or context.fresh_ids):
+                known = known_ids(context, command.drafts, found)
             if known is not None:
                 return known, None
             _check_active(context)
@@ -119,13 +123,16 @@ class Machine(ShardState):
         head.version += 1
         items_before = len(window.items)
         bodies: list[bytes] = []
-        late: tuple[int, ...] = ()
+        late: list[int] = []
         estimate = 0
         for draft in command.drafts:
             item = self._record_message(context, draft)
             bodies.append(item.body)
             estimate += item.tokens
-            late += window.join(item)
+            if item.is_plain:
+                window.join_plain(item)
+            else:
+                late.extend(window.join(item))
         for call_seq in late:
             context.mark_rewritten(head.version, call_seq, call_seq)
         outcome = compact(window, self.plan(context, command.rules))
@@ -138,7 +145,8 @@ class Machine(ShardState):
                 window.mark_stable(head.last_seq)
         reply = Appended(first_seq, head.last_seq, head.version, estimate, outcome.forced)
         self.touch(context)
-        self.remember(context, command.key, command.rules, reply)
+        if command.key is not None:
+            self.remember(context, command.key, command.rules, reply)
         is_over = window.tokens > head.config.token_budget
         return reply, Event("message", context.id, first_seq, bodies, is_rewritten, outcome.forced, is_over)
 
@@ -354,6 +362,8 @@ def _check_active(context: Context) -> None:
 
 
 def _check_guards(command: AppendMessages, version: int, last_seq: int) -> None:
+    if command.if_version is None and command.if_seq is None:
+        return
     for name, wanted, present in (("if_version", command.if_version, version), ("if_seq", command.if_seq, last_seq)):
         if wanted is not None and wanted != present:
             raise rewriting.version_conflict(

@@ -38,12 +38,16 @@ class Window:
         place of: where there are any, the window changed before its end."""
         if not item.is_plain:
             return self._join_marker(item) if item.kind == MARKER else self._join_linked(item)
+        self.join_plain(item)
+        return ()
+
+    def join_plain(self, item: Item) -> None:
+        """Add an item that nothing links to others; always at the end."""
         if self.waiting and item.role not in HEAD_ROLES:
             self._place_markers()
         self._push(item)
         if self.has_loose_reasoning and (self.has_linked_head or item.is_head_alone):
             self.retotal()
-        return ()
 
     def _push(self, item: Item) -> None:
         self.items.append(item)
