@@ -189,7 +189,7 @@ class Node:
 
     def _replica(self, shard: int, found: RecoveredShard, engine: Engine) -> Replica:
         """One replica from its database and what the log holds beyond it."""
-        store = StateStore(self._state_path(shard, found.generation), shard, self._state_options())
+        store = self._open_state(shard, found)
         applied = store.applied()
         machine = Machine(clock_ms=applied.clock_ms, next_ordinal=machine_record(applied.machine).next_ordinal)
         for row in store.policies():
@@ -225,6 +225,18 @@ class Node:
         )
         replica.queued_bytes_max = self.options.queued_bytes_per_shard_max
         return replica
+
+    def _open_state(self, shard: int, found: RecoveredShard) -> StateStore:
+        """The database that the log names. One that lacks what the log no longer has would be silent loss: refused (H1)."""
+        path = self._state_path(shard, found.generation)
+        if not self.options.disk.exists(path):
+            raise StorageFailed(path, "start", "the log names this database, and it is not there; restore the whole data directory")
+        store = StateStore(path, shard, self._state_options())
+        if (index := store.applied().index) < found.truncated_index:
+            store.close()
+            what = f"it ends at entry {index} and the log begins after {found.truncated_index}: it is an older copy"
+            raise StorageFailed(path, "start", what)
+        return store
 
     async def _caught_up(self, engine: Engine, replicas: dict[int, Replica]) -> None:
         """Wait until every group leads and has applied its log. Effects of a long replay are stored as they come."""
