@@ -227,9 +227,12 @@ def decode_command(data: bytes) -> Command:
     return _decoder.decode(data)
 
 
-def draft(message: NewMessage, part_tokens: Sequence[int], output_tokens: Mapping[int, int] | None = None) -> Draft:
+def draft(
+    message: NewMessage, part_tokens: Sequence[int], output_tokens: Mapping[int, int] | None = None, needs_digest: bool = True
+) -> Draft:
     """Make a message ready for the log. `part_tokens` are the costs of its parts: the server's counts, or the client's `token_count` spread
-    over them; `output_tokens` by position the costs of outputs alone, for parts that are call and result in one."""
+    over them; `output_tokens` by position the costs of outputs alone, for parts that are call and result in one. A message without an id, in
+    a request without a key, needs no digest."""
     parts = message.parts
     if len(parts) == 1:
         marks: tuple[Mark, ...] = (mark_part(parts[0], part_tokens[0], output_tokens[0] if output_tokens else 0),)
@@ -245,6 +248,8 @@ def draft(message: NewMessage, part_tokens: Sequence[int], output_tokens: Mappin
         encode_json(message.metadata) if message.metadata else b"{}",
     )
     name = b'"id":%b,' % encode_json(message.id) if message.id is not None else b""
-    asked = b"%b%b|%d|%d" % (name, said, -1 if message.token_count is None else message.token_count, message.pinned)
-    digest = blake2b(asked, digest_size=16).digest()
+    digest = b""
+    if needs_digest:
+        asked = b"%b%b|%d|%d" % (name, said, -1 if message.token_count is None else message.token_count, message.pinned)
+        digest = blake2b(asked, digest_size=16).digest()
     return Draft(message.role, b'%b%b,"token_count":%d' % (name, said, tokens), tokens, marks, digest, message.id, message.pinned)

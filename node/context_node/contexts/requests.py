@@ -5,15 +5,15 @@ and the runtime turns them into commands. Invariant: whoever holds one of these 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 Part = Mapping[str, Any]
 """A part: a JSON object with a string `type`, kept exactly as it came."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewMessage:
+class NewMessage(msgspec.Struct, frozen=True):
     """A message on its way into a history.
 
     `role` is 1–32 characters of `[a-z_]`; `parts` has at least one part, each valid by `parts.check_part`; `metadata` is a JSON object.
@@ -24,14 +24,13 @@ class NewMessage:
 
     role: str
     parts: Sequence[Part]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = {}
     token_count: int | None = None
     id: str | None = None
     pinned: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(msgspec.Struct, frozen=True):
     """Append one message, or several atomically. `batch` tells which form the caller used: the reply of a batch has more fields.
 
     `if_version` and `if_seq` must equal the context's `version` and `last_seq` at the moment of applying, or nothing happens.
@@ -45,17 +44,15 @@ class Append:
     key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyChoice:
+class PolicyChoice(msgspec.Struct, frozen=True):
     """Which policy compacts a window: either `strategy` with its `config`, or `ref`, the name of a policy. Exactly one is set."""
 
     strategy: str | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = {}
     ref: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PutContext:
+class PutContext(msgspec.Struct, frozen=True):
     """Create a context or change its configuration. `None` means: keep what it has (or, at creation, the default).
 
     `token_budget` in [1, 10_000_000]; ratios with 0 < target < trigger <= 1. `metadata` replaces the whole metadata object.
@@ -72,16 +69,14 @@ class PutContext:
     key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PatchMetadata:
+class PatchMetadata(msgspec.Struct, frozen=True):
     """RFC 7396 JSON merge patch of the context's metadata."""
 
     patch: Mapping[str, Any]
     key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Compact:
+class Compact(msgspec.Struct, frozen=True):
     """Rewrite the window by hand (SEMANTICS.md, "Rewriting by hand").
 
     With `covers` (from_seq, to_seq; inclusive) the replacement takes the place of that range; else it replaces the whole window, or what is
@@ -96,8 +91,7 @@ class Compact:
     key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ListContexts:
+class ListContexts(msgspec.Struct, frozen=True):
     """One page of the list of contexts. `metadata` maps top-level keys to the text their scalar value must have.
 
     `order` is `id` or `-updated_at`; `limit` in [1, 1000]; `cursor` is opaque and comes from the page before.
@@ -105,18 +99,17 @@ class ListContexts:
 
     prefix: str = ""
     status: Literal["active", "tombstoned", "any"] = "active"
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = {}
     order: Literal["id", "-updated_at"] = "id"
     limit: int = 100
     cursor: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PutPolicy:
+class PutPolicy(msgspec.Struct, frozen=True):
     """Create or replace a policy by name. `None` leaves the budget, ratios or tokenizer to the cluster's defaults."""
 
     strategy: str
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = {}
     token_budget: int | None = None
     trigger_ratio: float | None = None
     target_ratio: float | None = None

@@ -22,6 +22,11 @@ from context_node.runtime.replica import Replica
 from context_node.runtime.worker import Worker
 
 
+GATHER_S = 0.001
+"""The longest that a batch waits for company. Those who were just answered tend to ask again at once; a batch nearly as large as the last
+one goes without waiting, so a lone writer never waits and many share each fsync (as `commit_delay` does in PostgreSQL)."""
+
+
 @dataclass(slots=True)
 class EngineCounters:
     """Counts since the start; `batch_records` over `commits` is how well fsyncs are shared."""
@@ -58,6 +63,9 @@ class Engine:
         self._promises: list[tuple[Replica, int]] = []
         self._is_log_busy = False
         self._is_bound = False
+        self._expected = 0
+        self._is_gather_over = False
+        self._gather_timer: asyncio.TimerHandle | None = None
         self._log_jobs: list[tuple[Callable[[], Any], Callable[[BaseException | None], None]]] = []
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
@@ -122,6 +130,15 @@ class Engine:
         if not self._gathered and not self._is_bound:
             self._idle.set()
             return
+        if len(self._gathered) < self._expected and not self._is_gather_over:
+            if self._gather_timer is None:
+                self._gather_timer = self._loop.call_later(GATHER_S, self._gather_over)
+            return
+        self._expected = len(self._gathered) * 3 // 4
+        self._is_gather_over = False
+        if self._gather_timer is not None:
+            self._gather_timer.cancel()
+            self._gather_timer = None
         batch, self._gathered = self._gathered, []
         promises, self._promises = self._promises, []
         try:
@@ -135,6 +152,11 @@ class Engine:
         self.counters.commits += 1
         self.counters.batch_records += len(batch)
         self._occupy(commit, lambda _report, error: self._committed(promises, error))
+
+    def _gather_over(self) -> None:
+        self._gather_timer = None
+        self._is_gather_over = True
+        self._commit()
 
     def _occupy(self, job: Callable[[], Any], outcome: Callable[[Any, BaseException | None], None]) -> None:
         self._is_log_busy = True

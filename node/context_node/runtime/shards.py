@@ -3,6 +3,7 @@
 Knows SEMANTICS.md "Shards". Invariant: the mapping never changes in the life of a cluster.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NewType
 
@@ -17,6 +18,7 @@ SYSTEM_SHARD = 65_535
 """The group that holds what is cluster-wide. Beside the shards of contexts, which count from 0."""
 
 
+@lru_cache(maxsize=16_384)
 def shard_of(context_id: str, count: int) -> ShardId:
     """The first 8 bytes, big-endian, of BLAKE2b with `digest_size=8` of the id, modulo the number of shards."""
     return ShardId(int.from_bytes(blake2b(context_id.encode(), digest_size=8).digest(), "big") % count)

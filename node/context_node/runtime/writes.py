@@ -6,11 +6,11 @@ everything is validated before it is proposed (S1); the reply comes from applyin
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from hashlib import blake2b
 from typing import cast
 
 import msgspec
+from msgspec.structs import replace
 
 from context_node import tokens
 from context_node.contexts import lookback
@@ -84,7 +84,7 @@ class Writes:
             tokenizer = self._tokenizer_of_new(replica, context_id)
         else:
             tokenizer = context.head.config.tokenizer
-        drafts = await self.drafts(request.messages, tokenizer)
+        drafts = await self.drafts(request.messages, tokenizer, request.key is not None)
         command = AppendMessages(
             context_id,
             self._now_ms(),
@@ -102,12 +102,12 @@ class Writes:
         command = PutConfig(context_id, 0, self._rules, self._defaults)
         return first_config(command, replica.machine.policies).tokenizer
 
-    async def drafts(self, messages: Sequence[NewMessage], tokenizer: str) -> tuple[Draft, ...]:
+    async def drafts(self, messages: Sequence[NewMessage], tokenizer: str, has_key: bool = True) -> tuple[Draft, ...]:
         """Count and draft. Long texts are counted in a thread, a few at a time, so that one client cannot stall the others."""
-        if not any(tokens.needs_thread(message.parts) for message in messages):
-            return tuple([make_draft(message, tokenizer) for message in messages])
+        if not any([_is_long(message) for message in messages]):
+            return tuple([make_draft(message, tokenizer, has_key) for message in messages])
         async with self._counting:
-            return await asyncio.to_thread(lambda: tuple([make_draft(message, tokenizer) for message in messages]))
+            return await asyncio.to_thread(lambda: tuple([make_draft(message, tokenizer, has_key) for message in messages]))
 
     async def put_context(self, context_id: str, request: PutContext) -> tuple[Put, ContextView]:
         """Create a context or change its configuration; an unchanged PUT writes nothing."""
@@ -131,7 +131,7 @@ class Writes:
         await replica.read_barrier()
         context = replica.context(context_id)
         if context is not None and request.recount:
-            command = msgspec.structs.replace(command, recounts=await self._recounts(context, request.tokenizer))
+            command = replace(command, recounts=await self._recounts(context, request.tokenizer))
         if context is not None and _changes_nothing(context, command, replica):
             return Put(False, context.head.version, context.head.revision), view_of(replica, context)
         reply = cast(Put, accepted(await replica.propose(command)))
@@ -244,7 +244,14 @@ class Writes:
         return cast(Rewritten, accepted(await replica.propose(command)))
 
 
-def make_draft(message: NewMessage, tokenizer: str) -> Draft:
+def _is_long(message: NewMessage) -> bool:
+    parts = message.parts
+    if len(parts) == 1 and type(text := parts[0].get("text")) is str and parts[0]["type"] == "text":
+        return len(text) > tokens.THREAD_CHARS_MIN
+    return tokens.needs_thread(parts)
+
+
+def make_draft(message: NewMessage, tokenizer: str, has_key: bool = True) -> Draft:
     """Count a message with the tokenizer and make it ready for the log. A client's `token_count` wins, spread over the parts."""
     counts = tokens.count_parts(tokenizer, message.parts)
     if message.token_count is not None:
@@ -254,7 +261,7 @@ def make_draft(message: NewMessage, tokenizer: str) -> Draft:
         if part["type"].startswith(("tool-", "dynamic-tool")):
             outputs = tokens.count_outputs(tokenizer, message.parts)
             break
-    return draft(message, counts, outputs)
+    return draft(message, counts, outputs, has_key or message.id is not None)
 
 
 def _key_of_append(request: Append, drafts: Sequence[Draft]) -> KeyUse | None:
