@@ -5,7 +5,6 @@ await and a frame, and here the order can be read. Invariants: every answer has 
 that could have been refused before; what is counted in flight is counted out again on every path.
 """
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Refusal, 
 from context_node.http import auth, compression
 from context_node.http.auth import Access, Tickets
 from context_node.http.calls import Call
+from context_node.http.deadlines import Deadlines, Expired
 from context_node.http.limits import HttpLimits
 from context_node.http.logs import event
 from context_node.http.metrics import NO_ROUTE, HttpMetrics
@@ -66,6 +66,7 @@ class Edge:
         """Not ready any more, but still serving."""
         self.is_closing = False
         """Takes no new streams."""
+        self._deadlines = Deadlines(parts.limits.request_timeout_s, parts.clock)
         self._dates = DateLine(parts.now, "contextstore")
         self._requests = 0
         self._cors = parts.access.cors_origins
@@ -116,17 +117,20 @@ class Edge:
         if route.is_stream:
             return await route.handler(self, call)
         try:
-            async with asyncio.timeout(limits.request_timeout_s):
-                answer = await route.handler(self, call)
-        except TimeoutError:
-            if route.is_write:
-                raise OutcomeUnknown(
-                    "The write was not confirmed in time and may or may not have happened; retry it with the same idempotency key.",
-                    timeout_s=limits.request_timeout_s,
-                ) from None
-            raise Unavailable("The answer was not ready in time; retry shortly.", timeout_s=limits.request_timeout_s) from None
+            answer = await self._deadlines.watch(route.handler(self, call))
+        except Expired:
+            raise self._too_slow(route) from None
         self.metrics.bytes_in += call.bytes_in
         return answer
+
+    def _too_slow(self, route: Route) -> Refusal:
+        timeout_s = self.limits.request_timeout_s
+        if route.is_write:
+            return OutcomeUnknown(
+                "The write was not confirmed in time and may or may not have happened; retry it with the same idempotency key.",
+                timeout_s=timeout_s,
+            )
+        return Unavailable("The answer was not ready in time; retry shortly.", timeout_s=timeout_s)
 
     def _has_ticket(self, parameters: tuple[str, ...], query: str) -> bool:
         ticket = parse_query(query, StreamQuery).ticket
@@ -149,6 +153,10 @@ class Edge:
 
     def cors_headers(self, origin: str) -> Mapping[str, str]:
         return auth.cors_headers(origin, self._cors)
+
+    def close(self) -> None:
+        """Nothing is being worked on any more."""
+        self._deadlines.close()
 
     def close_streams(self, reason: str) -> None:
         """End every stream with a reason, and take no new ones. Does not wait."""

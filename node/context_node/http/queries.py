@@ -6,8 +6,8 @@ unknown or given twice is refused by name; a number is written in plain digits.
 
 import re
 from collections.abc import Hashable
-from functools import cache
-from typing import Annotated, Literal, TypeVar
+from functools import cache, lru_cache
+from typing import Annotated, Any, Literal, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -19,6 +19,7 @@ from context_node.http.schemas import SEQ_MAX, Budget
 
 Q = TypeVar("Q")
 
+REMEMBERED_CHARACTERS_MAX = 64
 FIELDS_MAX = 64
 METADATA_PREFIX = "metadata."
 _INTEGER = re.compile(r"-?\d{1,19}\Z", re.ASCII)
@@ -89,6 +90,15 @@ class StreamQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def parse_query(text: str, query_type: type[Q]) -> Q:
     """The typed parameters of a query string (without `?`). Raises `InvalidRequest`."""
+    if len(text) <= REMEMBERED_CHARACTERS_MAX and query_type is not StreamQuery:
+        # Streams carry tickets, which are not to be kept. Query types are
+        # frozen, and clients ask with the same few strings again and again.
+        return cast(Q, _remembered(text, cast(Hashable, query_type)))
+    return typed(fields_of(text), query_type)
+
+
+@lru_cache(maxsize=1024)
+def _remembered(text: str, query_type: Any) -> object:
     return typed(fields_of(text), query_type) if text else query_type()
 
 

@@ -101,6 +101,7 @@ class HttpServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        self.edge.close()
         event(logger, "stopped_listening")
 
 
