@@ -29,10 +29,10 @@ async def run_import(
             with Progress("import", lines.size, unit="B", is_bytes=True, quiet=quiet) as progress:
                 report = await Importer(client, options, progress).run(lines)
     seconds = time.monotonic() - started
-    rate = report.appended / seconds if seconds else 0.0
+    rate = f" ({report.appended / seconds:,.0f} messages/s)" if report.appended and seconds else ""
     click.echo(
         f"Imported {report.contexts:,} contexts: {report.appended:,} messages appended, {report.present:,} were there already, "
-        f"in {seconds:.1f} s ({rate:,.0f} messages/s)."
+        f"in {seconds:.1f} s{rate}."
     )
     if report.failed:
         lines_word = "line" if report.failed == 1 else "lines"
