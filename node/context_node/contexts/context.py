@@ -134,6 +134,7 @@ class Context:
     tail: list[bytes] = field(default_factory=list)
     rendered: Any = None
     plan: Plan | None = None
+    is_recent: bool = True
 
     @property
     def status(self) -> Literal["active", "tombstoned"]:

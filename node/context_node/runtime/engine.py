@@ -21,7 +21,6 @@ from context_node.runtime.log_store import LogStore
 from context_node.runtime.replica import Replica
 from context_node.runtime.worker import Worker
 
-
 GATHER_S = 0.001
 """The longest that a batch waits for company. Those who were just answered tend to ask again at once; a batch nearly as large as the last
 one goes without waiting, so a lone writer never waits and many share each fsync (as `commit_delay` does in PostgreSQL)."""
@@ -35,6 +34,7 @@ class EngineCounters:
     batch_records: int = 0
     batch_bytes: int = 0
     applied: int = 0
+    log_checkpoints: int = 0
 
 
 class Engine:
@@ -169,15 +169,15 @@ class Engine:
         if error is not None:
             self.fail(error)
             return
+        if self._log.wants_checkpoint and not self._log_jobs:
+            self._log_jobs.append((self._log.checkpoint, self._checkpointed))
         self._commit()
         for replica, number in promises:
             self._drain(replica, number)
         self._commit()
 
-    @property
-    def wants_log_checkpoint(self) -> bool:
-        """Whether the log's WAL has grown so long that it should be carried over."""
-        return not self.is_failed and not self._is_log_busy and self._log.wants_checkpoint
+    def _checkpointed(self, error: BaseException | None) -> None:
+        self.counters.log_checkpoints += error is None
 
     def _job_done(self, done: Callable[[BaseException | None], None], error: BaseException | None) -> None:
         self._is_log_busy = False

@@ -135,6 +135,8 @@ class Node:
         await self._caught_up(engine, replicas)
         self.shards.open(replicas)
         await self._policies.reconcile()
+        # The last life may have ended between a purge and its scrub; one scrub too many costs little.
+        self.upkeep.note_purge()
         self._spawn(self.upkeep.run(), "upkeep")
         self.state.open()
 

@@ -68,6 +68,7 @@ class Replica:
         self.queued_bytes_max = 8 << 20
         self.failure: str | None = None
         self.write_refusal: str | None = None
+        self.is_behind = False
         self.followed: dict[str, list[Any]] = {}
         self._loop = loop
         self._on_work = on_work
@@ -80,13 +81,16 @@ class Replica:
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
-    def propose(self, command: Command) -> "asyncio.Future[Reply]":
-        """Put a command into the log. The future gives the reply once the entry is durable, committed and applied (H3).
+    def propose(self, command: Command, reply: "asyncio.Future[Reply] | None" = None) -> "asyncio.Future[Reply]":
+        """Put a command into the log. The future gives the reply once the entry is durable, committed and applied (H3);
+        the caller may bring its own.
 
         Raises `Overloaded` if too much is under way and `Unavailable` if this replica does not lead.
         """
         if self.write_refusal is not None:
             raise Unavailable(self.write_refusal, retry_after_s=1)
+        if self.is_behind:
+            raise Overloaded("The disk does not keep up with what is written; try again shortly.", retry_after_s=1)
         data = encode_command(command)
         if self.queued_bytes + len(data) > self.queued_bytes_max and self._pending:
             raise Overloaded("Too many writes are under way in this shard; try again shortly.", retry_after_s=1)
@@ -96,7 +100,8 @@ class Replica:
             raise Unavailable("This shard has no leader here yet; try again shortly.", retry_after_s=1) from None
         except ProposalDropped:
             raise Overloaded("Too many writes are under way in this shard; try again shortly.", retry_after_s=1) from None
-        reply: asyncio.Future[Reply] = self._loop.create_future()
+        if reply is None:
+            reply = self._loop.create_future()
         self._pending[index] = Pending(term, command, reply)
         self.queued_bytes += len(data)
         self._on_work(self)
@@ -221,6 +226,7 @@ class Replica:
             store = self.store
             context = read_context(context_id, row.ordinal, row.record, lambda ranges: store.messages(row.ordinal, ranges))
             self.machine.contexts[context_id] = context
+        context.is_recent = True
         return context
 
     def _found(self, command: Any) -> Found:

@@ -50,7 +50,6 @@ class Upkeep:
         on_error: Callable[[StorageError], None],
     ) -> None:
         self.checkpoints = 0
-        self.log_checkpoints = 0
         self.flushes = 0
         self.evicted = 0
         self.scrubs = 0
@@ -84,9 +83,6 @@ class Upkeep:
         self._rounds += 1
         await self._flush_due()
         await self._truncate_due()
-        if self._engine.wants_log_checkpoint:
-            await self._engine.log_job(lambda log: log.checkpoint())
-            self.log_checkpoints += 1
         if self._rounds % 5 == 0:
             self._forget_cold()
         if self._purged_at is not None and self._loop.time() - self._purged_at >= self._limits.scrub_after_s:
@@ -94,13 +90,15 @@ class Upkeep:
 
     async def _flush_due(self) -> None:
         now = self._loop.time()
+        replicas = list(self._engine.replicas.values())
+        is_over = sum(replica.machine.changes.pending_bytes for replica in replicas) > self._limits.dirty_bytes_max
         self.dirty_bytes = 0
-        for replica in list(self._engine.replicas.values()):
+        for replica in replicas:
             if replica.failure is not None or not replica.has_changes or replica.storing.locked():
                 continue
             pending = replica.machine.changes.pending_bytes
             since = replica.dirty_since
-            if pending >= self._limits.flush_bytes or (since is not None and now - since >= self._limits.flush_age_s):
+            if is_over or pending >= self._limits.flush_bytes or (since is not None and now - since >= self._limits.flush_age_s):
                 self.flush(replica)
                 # A flush holds the event loop for its rows; let requests in before the next.
                 await asyncio.sleep(0)
@@ -117,13 +115,20 @@ class Upkeep:
         limits = self._limits
         replicas = [replica for replica in self._engine.replicas.values() if replica.failure is None]
         sizes = sorted(((replica.group.log_bytes, replica.shard, replica) for replica in replicas), reverse=True)
-        total = sum(size for size, _, _ in sizes)
+        total = self._watch_log()
         for size, _, replica in sizes:
-            if size > limits.log_bytes_per_shard_max or total > limits.log_bytes_max:
-                if await self.checkpoint(replica):
-                    total -= size
-            elif replica.store.wants_checkpoint:
+            if size > limits.log_bytes_per_shard_max or total > limits.log_bytes_max or replica.store.wants_checkpoint:
                 await self.checkpoint(replica)
+                total = self._watch_log()
+
+    def _watch_log(self) -> int:
+        """The log's bytes in memory. While it is twice as long as it should be, the disk does not keep up: writes are refused (S2)."""
+        replicas = self._engine.replicas.values()
+        total = sum(replica.group.log_bytes for replica in replicas)
+        is_behind = total > 2 * self._limits.log_bytes_max
+        for replica in replicas:
+            replica.is_behind = is_behind
+        return total
 
     async def checkpoint(self, replica: Replica) -> bool:
         """Make a replica's state durable and truncate its log below. Returns whether the checkpoint was complete."""
@@ -150,8 +155,7 @@ class Upkeep:
         replica.group.compact(index)
 
     def _forget_cold(self) -> None:
-        """Drop the contexts that were loaded longest ago while too much is in memory. A dict keeps the order of loading; a use puts a
-        context at its end (`touch`)."""
+        """Drop the contexts that nobody used for longest while too much is in memory."""
         replicas = list(self._engine.replicas.values())
         costs = {replica.shard: sum(map(context_bytes, replica.machine.contexts.values())) for replica in replicas}
         self.hot_bytes = sum(costs.values())
@@ -163,18 +167,21 @@ class Upkeep:
             self._forget(replica, costs[replica.shard] - keep)
 
     def _forget(self, replica: Replica, excess: int) -> None:
+        """A clock with one hand: the order of a dict is the ring, and a context that was used since it was last looked at gets another round."""
         contexts = replica.machine.contexts
         dirty = replica.machine.changes.contexts
-        cold = []
-        for context_id, context in contexts.items():
-            if excess <= 0:
-                break
-            if context_id not in dirty and context_id not in replica.followed:
-                cold.append(context_id)
-                excess -= context_bytes(context)
-        for context_id in cold:
-            del contexts[context_id]
-        self.evicted += len(cold)
+        for _ in range(2):
+            for context_id in list(contexts):
+                if excess <= 0:
+                    return
+                context = contexts[context_id]
+                if context.is_recent:
+                    context.is_recent = False
+                    contexts[context_id] = contexts.pop(context_id)
+                elif context_id not in dirty and context_id not in replica.followed:
+                    del contexts[context_id]
+                    excess -= context_bytes(context)
+                    self.evicted += 1
 
     async def scrub(self) -> None:
         """Take the bytes of purged contexts out of every database, log and WAL (SEMANTICS.md, "Life of a context")."""

@@ -1,13 +1,13 @@
 """What changes contexts: from a validated request to a command in the log, and back to its reply.
 
-The proposer's part of a write is here: count tokens, make drafts, digests and times, so that applying needs nothing but the log (W5). Invariant:
-everything is validated before it is proposed (S1); the reply comes from applying, never from what was seen before.
+The proposer's part of a write is here: count tokens, make drafts, digests and times, so that applying needs nothing but the log (W5).
+Invariant: everything is validated before it is proposed (S1); the reply comes from applying, never from what was seen before.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -38,9 +38,10 @@ from context_node.contexts.context import ACTIVE, Context
 from context_node.contexts.items import HEAD_ROLES, LIVE
 from context_node.contexts.machine import not_found
 from context_node.contexts.refusals import InvalidRequest, MessageNotFound, Unprocessable
-from context_node.contexts.replies import Appended, ContextView, Put, Rewritten
+from context_node.contexts.replies import Appended, ContextView, Put, Reply, Rewritten
 from context_node.contexts.requests import Append, Compact, NewMessage, PatchMetadata, PolicyChoice, PutContext
 from context_node.contexts.strategies import parse_strategy
+from context_node.runtime.cohort import Cohort
 from context_node.runtime.names import derived_id, new_id
 from context_node.runtime.reads import view_of
 from context_node.runtime.replica import Replica
@@ -48,6 +49,15 @@ from context_node.runtime.shards import ShardDirectory, accepted
 
 TOKEN_BUDGET_MAX = 10_000_000
 COUNTING_THREADS_MAX = 2
+
+
+class _Arrival(NamedTuple):
+    """An append that waits for the end of the turn."""
+
+    replica: Replica
+    context_id: str
+    request: Append
+    tokenizer: str
 
 
 class Writes:
@@ -69,6 +79,7 @@ class Writes:
         self._random_bytes = random_bytes
         self._on_purge = on_purge
         self._counting = asyncio.Semaphore(COUNTING_THREADS_MAX)
+        self._cohort: Cohort[_Arrival, Reply] = Cohort(self._begin_append)
 
     async def append(self, context_id: str, request: Append) -> Appended:
         """Append messages. Raises a `Refusal`; `OutcomeUnknown` if the node failed meanwhile."""
@@ -84,8 +95,21 @@ class Writes:
             tokenizer = self._tokenizer_of_new(replica, context_id)
         else:
             tokenizer = context.head.config.tokenizer
-        drafts = await self.drafts(request.messages, tokenizer, request.key is not None)
-        command = AppendMessages(
+        if any(_is_long(message) for message in request.messages):
+            drafts = await self.drafts(request.messages, tokenizer, request.key is not None)
+            reply = await replica.propose(self._append_command(context_id, request, drafts))
+        else:
+            reply = await self._cohort.join(_Arrival(replica, context_id, request, tokenizer))
+        return cast(Appended, accepted(reply))
+
+    def _begin_append(self, arrival: "_Arrival", reply: "asyncio.Future[Reply]") -> None:
+        request = arrival.request
+        has_key = request.key is not None
+        drafts = tuple([make_draft(message, arrival.tokenizer, has_key) for message in request.messages])
+        arrival.replica.propose(self._append_command(arrival.context_id, request, drafts), reply)
+
+    def _append_command(self, context_id: str, request: Append, drafts: tuple[Draft, ...]) -> AppendMessages:
+        return AppendMessages(
             context_id,
             self._now_ms(),
             self._rules,
@@ -96,7 +120,6 @@ class Writes:
             self._defaults if request.create else None,
             _key_of_append(request, drafts),
         )
-        return cast(Appended, accepted(await replica.propose(command)))
 
     def _tokenizer_of_new(self, replica: Replica, context_id: str) -> str:
         command = PutConfig(context_id, 0, self._rules, self._defaults)
@@ -104,7 +127,7 @@ class Writes:
 
     async def drafts(self, messages: Sequence[NewMessage], tokenizer: str, has_key: bool = True) -> tuple[Draft, ...]:
         """Count and draft. Long texts are counted in a thread, a few at a time, so that one client cannot stall the others."""
-        if not any([_is_long(message) for message in messages]):
+        if not any(_is_long(message) for message in messages):
             return tuple([make_draft(message, tokenizer, has_key) for message in messages])
         async with self._counting:
             return await asyncio.to_thread(lambda: tuple([make_draft(message, tokenizer, has_key) for message in messages]))
