@@ -175,3 +175,13 @@ def test_h5_a_read_sees_every_append_that_was_answered_before_it(node: RunningNo
         ask(node, "POST", "/contexts/chat/messages?create=true", {"message": user(str(number))})
         assert ask(node, "GET", "/contexts/chat/tail?limit=1")[1]["messages"][0]["seq"] == number
         assert ask(node, "GET", "/contexts/chat")[1]["last_seq"] == number
+
+
+def test_a_window_that_did_not_change_is_304(node: RunningNode) -> None:
+    ask(node, "POST", "/contexts/chat/messages?create=true", {"message": user("Hi")})
+    with urllib.request.urlopen(f"{node.url}/v1/contexts/chat/context", timeout=30) as response:
+        tag = response.headers["ETag"]
+    assert tag.startswith('"') and tag.endswith('"') and '"' not in tag[1:-1]
+    assert ask(node, "GET", "/contexts/chat/context", If_None_Match=tag)[0] == 304
+    ask(node, "POST", "/contexts/chat/messages", {"message": user("Again")})
+    assert ask(node, "GET", "/contexts/chat/context", If_None_Match=tag)[0] == 200
