@@ -231,8 +231,8 @@ def draft(
     message: NewMessage, part_tokens: Sequence[int], output_tokens: Mapping[int, int] | None = None, needs_digest: bool = True
 ) -> Draft:
     """Make a message ready for the log. `part_tokens` are the costs of its parts: the server's counts, or the client's `token_count` spread
-    over them; `output_tokens` by position the costs of outputs alone, for parts that are call and result in one. A message without an id, in
-    a request without a key, needs no digest."""
+    over them; `output_tokens` by position the costs of outputs alone, for parts that are call and result in one. A message without an
+    id, in a request without a key, needs no digest."""
     parts = message.parts
     if len(parts) == 1:
         marks: tuple[Mark, ...] = (mark_part(parts[0], part_tokens[0], output_tokens[0] if output_tokens else 0),)

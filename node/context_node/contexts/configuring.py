@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from context_node.contexts.commands import PolicySpec, PutConfig, encode_json
+from context_node.contexts.commands import PolicyRecord, PolicySpec, PutConfig, encode_json
 from context_node.contexts.context import Config, derived_target
 from context_node.contexts.policies import Policy, default_policy
 from context_node.contexts.refusals import PolicyDeleted, PolicyNotFound, Unprocessable
@@ -22,12 +22,7 @@ def first_config(command: PutConfig, policies: dict[str, Policy]) -> Config:
         spec = _default_spec(defaults.policy_ref, policies)
     policy = _named(spec, policies)
     record = policy.record if policy is not None else None
-    trigger, target = command.trigger_ratio, command.target_ratio
-    if trigger is None:
-        trigger = record.trigger_ratio if record is not None and record.trigger_ratio is not None else defaults.trigger_ratio
-        if target is None:
-            owns = record is not None and record.trigger_ratio is not None
-            target = record.target_ratio if record is not None and (owns or record.target_ratio is not None) else defaults.target_ratio
+    trigger, target = _ratios(command, record)
     config = Config(
         token_budget=_first(command.token_budget, record and record.token_budget, defaults.token_budget),
         trigger_ratio=trigger,
@@ -36,6 +31,23 @@ def first_config(command: PutConfig, policies: dict[str, Policy]) -> Config:
         tokenizer=_first(command.tokenizer, record and record.tokenizer, defaults.tokenizer),
     )
     return _checked(config)
+
+
+def _ratios(command: PutConfig, record: PolicyRecord | None) -> tuple[float, float | None]:
+    """Trigger and target: both of the first that gives a trigger, but the nearest target that goes with it. A target of a
+    policy or of the cluster that does not go with a nearer trigger is left out, so that it is derived; only the caller's own is
+    ever refused."""
+    trigger, target = command.trigger_ratio, command.target_ratio
+    if trigger is not None:
+        return trigger, target
+    defaults = command.defaults
+    policy_trigger = record.trigger_ratio if record is not None else None
+    policy_target = record.target_ratio if record is not None else None
+    trigger = defaults.trigger_ratio if policy_trigger is None else policy_trigger
+    if target is not None:
+        return trigger, target
+    target = defaults.target_ratio if policy_target is None and policy_trigger is None else policy_target
+    return trigger, target if target is not None and target < trigger else None
 
 
 def _default_spec(ref: str | None, policies: dict[str, Policy]) -> PolicySpec:

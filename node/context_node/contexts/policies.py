@@ -43,7 +43,7 @@ def strategy_of(name: str, config: bytes) -> Strategy:
     """The strategy that was validated at PUT."""
     try:
         return parse_strategy(name, msgspec.json.decode(config))
-    except InvalidPolicy:
+    except (InvalidPolicy, msgspec.DecodeError):
         return DEFAULT_STRATEGY
 
 

@@ -64,8 +64,8 @@ class Spans(msgspec.Struct, eq=False):
         """The range must lie in the history. Raises `Unprocessable` with the nearest range that works."""
         if 1 <= first <= last <= self.last_seq:
             return
-        low, high = max(1, min(first, last)), min(max(first, last), self.last_seq)
-        nearest = self._nearest(low, high) if low <= high else None
+        low, high = (min(max(1, seq), self.last_seq) for seq in sorted((first, last)))
+        nearest = self._nearest(low, high)
         raise Unprocessable(
             f"covers must be a range within the history, from 1 to {self.last_seq}, first not after last;"
             f" got [{first}, {last}]{_hint(nearest)}.",
@@ -117,7 +117,8 @@ class Spans(msgspec.Struct, eq=False):
         working = [each for each in found if self._works(*each)] or [each for each in self._pieces(first, last) if self._works(*each)]
         if not working:
             return None
-        low, high = min(working, key=lambda each: (abs(each[0] - first) + abs(each[1] - last), each))
+        # Of two that are as near the smaller: it can only leave in the window what a summary may hold already.
+        low, high = min(working, key=lambda each: (abs(each[0] - first) + abs(each[1] - last), each[1] - each[0], each))
         return [low, high]
 
     def _works(self, first: int, last: int) -> bool:
