@@ -163,23 +163,23 @@ class Settings:
     )
     stream_buffer_bytes: int = setting(
         256 * KIB, group=STREAMS, unit="bytes", low=4 * KIB, high=64 * MIB,
-        reason="what a slow reader may leave unread before it gets a `gap` frame instead",
+        reason="what may wait in a slow reader's socket before the node stops sending to it",
+    )
+    stream_lag_messages_max: int = setting(
+        1000, group=STREAMS, unit="messages", low=1, high=1_000_000,
+        reason="how far a live reader may fall behind before it gets a `gap` frame and goes on from the newest message",
     )
 
     proposal_queue_bytes_max: int = setting(
         16 * MIB, group=STORAGE, unit="bytes", low=MIB, high=GIB,
         reason="commands of one shard that wait for the log; above it writes get 503, so that latency stays bounded",
     )
-    log_batch_bytes_max: int = setting(
-        8 * MIB, group=STORAGE, unit="bytes", low=64 * KIB, high=256 * MIB,
-        reason="entries of all shards written with one fsync; larger batches help throughput and hurt latency",
-    )
     dirty_bytes_max: int = setting(
         32 * MIB, group=STORAGE, unit="bytes", low=MIB, high=4 * GIB,
         reason="applied effects of the node not yet in the state databases; bounds memory and the replay after a crash",
     )
     dirty_age_s_max: float = setting(
-        2.0, group=STORAGE, unit="s", low=0.05, high=300,
+        5.0, group=STORAGE, unit="s", low=0.05, high=300,
         reason="age at which applied effects are written to the state databases",
     )
     shard_log_bytes_max: int = setting(
@@ -191,8 +191,8 @@ class Settings:
         reason="log of all shards in memory; above it the largest are truncated first",
     )
     wal_bytes_max: int = setting(
-        16 * MIB, group=STORAGE, unit="bytes", low=256 * KIB, high=GIB,
-        reason="write-ahead file of a database at which it is checkpointed; larger: fewer fsyncs, longer recovery",
+        4 * MIB, group=STORAGE, unit="bytes", low=MIB, high=GIB,
+        reason="write-ahead file of the Raft log at which it is checkpointed; larger: fewer checkpoints, but commits wait longer for one",
     )
     hot_contexts_bytes_max: int = setting(
         64 * MIB, group=STORAGE, unit="bytes", low=MIB, high=64 * GIB, advanced=False,
@@ -228,7 +228,7 @@ class Settings:
         reason="smallest answer worth compressing",
     )
     counting_threads: int = setting(
-        1, group=PROCESS, unit="threads", low=1, high=64,
+        2, group=PROCESS, unit="threads", low=1, high=64,
         reason="large texts counted at once beside the event loop; a bound, so that one client cannot take all cores",
     )
     switch_interval_s: float = setting(

@@ -25,7 +25,7 @@ from context_node import __version__
 from context_node.api_keys import KeyFileError, KeyRing
 from context_node.cli import banner, wiring
 from context_node.cli.exits import WORK_FAILED, CannotStart, stopped_by
-from context_node.cli.node_metrics import NodeMetrics
+from context_node.runtime.metrics import NodeMetrics
 from context_node.contexts.requests import ListContexts
 from context_node.http.app import build_app
 from context_node.http.edge import Edge

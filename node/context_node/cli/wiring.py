@@ -40,8 +40,10 @@ def node_options(settings: Settings) -> NodeOptions:
             log_bytes_max=settings.node_log_bytes_max,
             hot_bytes_max=settings.hot_contexts_bytes_max,
         ),
-        log=LogOptions(wal_bytes_max=max(1 << 20, settings.wal_bytes_max)),
+        log=LogOptions(wal_bytes_max=settings.wal_bytes_max),
         state_cache_bytes=settings.sqlite_cache_bytes_max,
+        counting_threads=settings.counting_threads,
+        stream_lag_max=settings.stream_lag_messages_max,
         queued_bytes_per_shard_max=settings.proposal_queue_bytes_max,
         switch_interval_s=settings.switch_interval_s,
     )

@@ -151,6 +151,7 @@ class Engine:
             return
         self.counters.commits += 1
         self.counters.batch_records += len(batch)
+        self.counters.batch_bytes += sum([len(record) for _, record in batch])
         self._occupy(commit, lambda _report, error: self._committed(promises, error))
 
     def _gather_over(self) -> None:

@@ -63,6 +63,7 @@ class NodeOptions:
     state_cache_bytes: int = 64 << 20
     queued_bytes_per_shard_max: int = 8 << 20
     stream_lag_max: int = 1_000
+    counting_threads: int = 2
     retry_full_disk_s: float = 1.0
     switch_interval_s: float | None = None
 
@@ -96,7 +97,7 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._policies = NamedPolicies(self.shards, now_ms)
         reads = Reads(self.shards, options.rules, options.stream_lag_max)
-        writes = Writes(self.shards, options.rules, options.defaults, now_ms, random_bytes, self._note_purge)
+        writes = Writes(self.shards, options.rules, options.defaults, now_ms, random_bytes, self._note_purge, options.counting_threads)
         self.service = Service(reads, writes, self._policies, self.state)
 
     # --- life --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class UpkeepLimits:
     `log_bytes_per_shard_max` and `log_bytes_max`: Raft log kept in memory before state is checkpointed and the log truncated;
     `hot_bytes_max`: estimated memory of loaded contexts; `scrub_after_s`: how soon after a purge its bytes leave the files."""
 
-    flush_age_s: float = 1.0
+    flush_age_s: float = 5.0
     flush_bytes: int = 4 << 20
     dirty_bytes_max: int = 128 << 20
     log_bytes_per_shard_max: int = 4 << 20
@@ -167,7 +167,7 @@ class Upkeep:
             self._forget(replica, costs[replica.shard] - keep)
 
     def _forget(self, replica: Replica, excess: int) -> None:
-        """A clock with one hand: the order of a dict is the ring, and a context that was used since it was last looked at gets another round."""
+        """A clock: the order of the dict is the ring, and what was used since it was last looked at gets another round."""
         contexts = replica.machine.contexts
         dirty = replica.machine.changes.contexts
         for _ in range(2):

@@ -48,7 +48,6 @@ from context_node.runtime.replica import Replica
 from context_node.runtime.shards import ShardDirectory, accepted
 
 TOKEN_BUDGET_MAX = 10_000_000
-COUNTING_THREADS_MAX = 2
 
 
 class _Arrival(NamedTuple):
@@ -71,6 +70,7 @@ class Writes:
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         on_purge: Callable[[], None],
+        counting_threads: int,
     ) -> None:
         self._shards = shards
         self._rules = rules
@@ -78,7 +78,7 @@ class Writes:
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._on_purge = on_purge
-        self._counting = asyncio.Semaphore(COUNTING_THREADS_MAX)
+        self._counting = asyncio.Semaphore(counting_threads)
         self._cohort: Cohort[_Arrival, Reply] = Cohort(self._begin_append)
 
     async def append(self, context_id: str, request: Append) -> Appended:
