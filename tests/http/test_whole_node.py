@@ -7,6 +7,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from context_node.http import schemas
 from support.edge_api import Api
 from support.node_service import node_api
 
@@ -94,6 +95,20 @@ async def test_a_rewrite_by_hand_takes_a_range_and_refuses_what_splits_a_unit(tm
         assert [one["parts"][0]["type"] for one in window["messages"]] == ["text", "tool_call", "tool_result"]
         assert window["segments"][0] == {"type": "summary", "from_seq": 1, "to_seq": 4}
         assert len((await api.get("/v1/contexts/c1/messages")).json["messages"]) == 6, "history is untouched (W6)"
+
+
+async def test_a_window_can_be_sent_back_as_it_was_read(tmp_path: Path) -> None:
+    """Apps compact by reading the window, changing some of it, and sending the rest back (as the TypeScript client does)."""
+    async with node_api(tmp_path) as api:
+        await appended(api, "c1", 4)
+        await api.call("POST", "/v1/contexts/c1/messages", {"message": text("with id", id="m-5", metadata={"a": 1})})
+        for version in (3, 4):
+            window = (await api.get("/v1/contexts/c1/context")).json
+            kept = [text("what was said"), *window["messages"][-2:]]
+            done = await api.call("POST", "/v1/contexts/c1/compact", {"replacement": kept, "if_version": window["version"]})
+            assert (done.status, done.json) == (200, {"version": version}), done.json
+        window = (await api.get("/v1/contexts/c1/context")).json
+        assert [one["parts"][0]["text"] for one in window["messages"]] == ["what was said", "message 4", "with id"]
 
 
 async def test_nonsense_policies_are_refused_when_they_are_put(tmp_path: Path) -> None:
@@ -228,3 +243,30 @@ async def test_s1_what_is_refused_changes_nothing_that_can_be_read(tmp_path: Pat
             assert answer.error
             assert [(await api.get(path)).body for path in paths] == before, (path, data[:80])
         assert (await api.call("POST", "/v1/contexts/c1/messages", {"message": text("three")})).json["seq"] == 3
+
+
+async def test_answers_have_the_shapes_of_the_document(tmp_path: Path) -> None:
+    """The window with a summary, a marker and a waiting call, and every other answer with content, decoded by the documented types."""
+    call = {"type": "tool_call", "tool_call_id": "t", "name": "f", "input": {}}
+    async with node_api(tmp_path) as api:
+        await api.call("PUT", "/v1/policies/p1", {"strategy": "clear_tool_results", "config": {"keep_last": 1}})
+        await api.call("PUT", "/v1/contexts/c1", {"policy": {"ref": "p1"}, "metadata": {"a": None}})
+        await appended(api, "c1", 3)
+        await api.call("POST", "/v1/contexts/c1/messages", {"message": {"role": "assistant", "parts": [call]}})
+        await appended(api, "c1", 2)
+        await api.call("POST", "/v1/contexts/c1/messages", {"message": text("mine", id="m", pinned=True)})
+        rewritten = await api.call("POST", "/v1/contexts/c1/compact", {"replacement": [text("sum")], "covers": [1, 2]})
+        assert rewritten.status == 200, rewritten.json
+        for path, shape in (
+            ("/v1/contexts/c1/context", schemas.WindowAnswerBody),
+            ("/v1/contexts/c1/context?budget_tokens=1", schemas.WindowAnswerBody),
+            ("/v1/contexts/c1/messages", schemas.MessagesAnswer),
+            ("/v1/contexts/c1", schemas.ContextAnswer),
+            ("/v1/contexts", schemas.ContextsAnswer),
+            ("/v1/policies", schemas.PoliciesAnswer),
+        ):
+            msgspec.json.decode((await api.get(path)).body, type=shape)
+        window = (await api.get("/v1/contexts/c1/context")).json
+        assert [one["seq"] for one in window["messages"]] == [None, 3, 4, None, 5, 6, 7]
+        floor = (await api.get("/v1/contexts/c1/context?budget_tokens=1")).json
+        assert floor["over_budget"] and floor["over_budget_reason"]

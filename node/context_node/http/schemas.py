@@ -35,7 +35,9 @@ Role = Annotated[str, Meta(min_length=1, max_length=32, extra_json_schema={"patt
 
 
 class MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """A message: `role` and `parts`; or an OpenAI chat message (`content`, `tool_calls`, `tool_call_id`), which becomes parts."""
+    """A message: `role` and `parts`; or an OpenAI chat message (`content`, `tool_calls`, `tool_call_id`), which becomes parts. What a
+    read adds to a message (`seq`, `inserted_at`, `covers`) is taken and ignored, so that messages of a window can be sent back as they
+    are."""
 
     role: Role
     parts: Parts | None = None
@@ -50,6 +52,9 @@ class MessageBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fa
     refusal: str | None = None
     audio: JsonObject | None = None
     annotations: Annotated[list[JsonObject], Meta(description="OpenAI's annotations; kept in the metadata.")] | None = None
+    seq: Annotated[int, Meta(description="Ignored: a message's place is given by the server.")] | None = None
+    inserted_at: Annotated[str, Meta(description="Ignored: the server's time counts.")] | None = None
+    covers: Annotated[list[int], Meta(description="Ignored: what a summary covers is said by the request.")] | None = None
 
 
 class AppendBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -196,10 +201,16 @@ class MessagesAnswer(msgspec.Struct, frozen=True):
 
 
 class WindowItem(msgspec.Struct, frozen=True):
-    """A message of the window. Summaries and markers have no seq of their own."""
+    """A message of the window. The `seq` of a summary (which has `covers`) and of a marker for a missing result is null."""
 
+    seq: Seq | None
     role: str
     parts: Parts
+    metadata: JsonObject
+    token_count: Count
+    covers: list[Seq] | msgspec.UnsetType = msgspec.UNSET
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    inserted_at: Timestamp | msgspec.UnsetType = msgspec.UNSET
 
 
 class Segment(msgspec.Struct, frozen=True):
