@@ -298,9 +298,12 @@ class Node:
             engine.close()
             for replica in engine.replicas.values():
                 replica.fail("The node is stopping.")
-                replica.store.close()
+                # What a close cannot carry over stays in the WAL, and the log has it too.
+                with suppress(StorageError):
+                    replica.store.close()
         if log is not None:
-            log.close()
+            with suppress(StorageError):
+                log.close()
         self.engine = self.log = None
 
     # --- trouble -----------------------------------------------------------------------------------------------------
