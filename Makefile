@@ -15,7 +15,7 @@ ARGS ?=
 
 RUST_SOURCES := $(wildcard node/raft_core/Cargo.toml node/raft_core/Cargo.lock node/raft_core/src/*.rs)
 
-.PHONY: help setup run test lint format types bench demo wheel docs docs-settings lock ci clean e2e chaos
+.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e chaos
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,9 @@ types: setup ## Check types (mypy --strict)
 
 bench: setup ## Measure the node beside a bare endpoint
 	$(BIN)/python bench/run.py $(ARGS)
+
+bench-memory: setup ## Measure memory: 100,000 contexts restarted, 1,000,000 messages imported (10 min)
+	$(BIN)/python bench/memory.py $(ARGS)
 
 demo: setup ## Windows of real conversations at 2,000, 4,000 and 8,000 tokens, beside two naive ways
 	$(BIN)/python bench/demo.py $(ARGS)

@@ -93,7 +93,9 @@ def appends_to(url: str, context_id: str) -> Load:
 
 def window_after_append(url: str, context_id: str) -> Load:
     """An append and a window read by turns, so that no read finds its answer ready."""
-    script = _POST.format(body=body_of()) + f"""
+    script = (
+        _POST.format(body=body_of())
+        + f"""
 local turn = 0
 local append, window
 function init(args)
@@ -106,6 +108,7 @@ function request()
   return window
 end
 """
+    )
     return Load(url, script, 8)
 
 
@@ -144,5 +147,3 @@ async def histories(url: str, *lengths: int) -> list[str]:
                     answer.raise_for_status()
                 done += count
     return names
-
-

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import aiohttp
+
 from loads import TEXT
 from processes import Server, node_server
 
@@ -57,10 +58,12 @@ def many_contexts(folder: Path, contexts: int) -> None:
         began = time.monotonic()
         asyncio.run(fill(node.url, contexts))
         seconds = time.monotonic() - began
-        print(f"filled {contexts:,} contexts x {MESSAGES_EACH} in {seconds:.0f} s ({contexts * MESSAGES_EACH / seconds:,.0f} messages/s), {peak(node)}")
+        rate = contexts * MESSAGES_EACH / seconds
+        print(f"filled {contexts:,} contexts x {MESSAGES_EACH} in {seconds:.0f} s ({rate:,.0f} messages/s), {peak(node)}", flush=True)
     size = sum(path.stat().st_size for path in (folder / "many").rglob("*") if path.is_file())
     with node_server(folder / "many") as node:
-        print(f"restarted: ready in {node.started_s:.2f} s (goal < 5), {node.rss_bytes() / MIB:.0f} MiB resident (goal < 500), {size / 2**30:.2f} GiB on disk")
+        rss = node.rss_bytes() / MIB
+        print(f"restarted: ready in {node.started_s:.2f} s (goal < 5), {rss:.0f} MiB resident (goal < 500), {size / 2**30:.2f} GiB on disk")
         asyncio.run(read_windows(node.url, contexts, 20_000))
         print(f"after reading 20,000 windows: {node.rss_bytes() / MIB:.0f} MiB resident (goal < 500)")
 

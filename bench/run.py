@@ -1,7 +1,8 @@
 """`make bench`: the node beside a bare endpoint, in one run, as ratios.
 
 The peer (`bare.py`) is what aiohttp, uvloop and orjson can do at best: it parses and echoes the JSON that an append carries, and serves the bytes of a
-window ready-made. Rounds alternate between the two, so that a drift of the machine hits both; the figure is the median of the rounds' ratios.
+window ready-made. Rounds alternate between the two, so that a drift of the machine hits both; the figure is the median of the rounds'
+ratios.
 wrk is the load. Usage: `run.py [append window batch history] [--seconds 4] [--rounds 5]`; without names, all of them.
 """
 
@@ -81,7 +82,8 @@ def bench_history(node: Server, bare: Server, options: argparse.Namespace) -> No
     for verb, make in (("append", loads.appends_to), ("window", loads.window_after_append)):
         # Rates invert into times: the short one's rate over the long one's is the long one's cost over the short one's.
         ratio = compare(f"history {verb}", "", make(node.url, short), make(node.url, long), options.rounds, options.seconds)
-        print(f"history {verb:<14} cost at 100,000 messages / cost at 100: {ratio.median:.2f}  [{ratio.least:.2f}, {ratio.most:.2f}]   goal <= 1.15")
+        spread = f"[{ratio.least:.2f}, {ratio.most:.2f}]"
+        print(f"history {verb:<14} cost at 100,000 messages / cost at 100: {ratio.median:.2f}  {spread}   goal <= 1.15")
 
 
 def report(ratio: Ratio) -> None:
@@ -100,12 +102,15 @@ def main() -> int:
     if shutil.which("wrk") is None:
         print("bench needs the load generator wrk: apt-get install wrk", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(prefix="contextstore-bench-") as folder:
-        with node_server(Path(folder) / "data") as node, bare_server() as bare:
-            print(f"{'':<22} {'ours':>12} {'peer':>12}   ratio  [least, most] of {options.rounds} rounds of {options.seconds:g} s")
-            for name in options.names or BENCHES:
-                BENCHES[name](node, bare, options)
-            print(node.cost_line())
+    with (
+        tempfile.TemporaryDirectory(prefix="contextstore-bench-") as folder,
+        node_server(Path(folder) / "data") as node,
+        bare_server() as bare,
+    ):
+        print(f"{'':<22} {'ours':>12} {'peer':>12}   ratio  [least, most] of {options.rounds} rounds of {options.seconds:g} s")
+        for name in options.names or BENCHES:
+            BENCHES[name](node, bare, options)
+        print(node.cost_line())
     return 0
 
 

@@ -25,13 +25,13 @@ from context_node import __version__
 from context_node.api_keys import KeyFileError, KeyRing
 from context_node.cli import banner, wiring
 from context_node.cli.exits import WORK_FAILED, CannotStart, stopped_by
-from context_node.runtime.metrics import NodeMetrics
 from context_node.contexts.requests import ListContexts
 from context_node.http.app import build_app
 from context_node.http.edge import Edge
 from context_node.http.logs import configure_logging, event
 from context_node.http.serve import HttpServer, serve
 from context_node.runtime.databases import DiskFull, StorageError
+from context_node.runtime.metrics import NodeMetrics
 from context_node.runtime.node import Node
 from context_node.settings import Settings
 
