@@ -1,7 +1,8 @@
 """`make bench-memory`: what a node needs when it holds much.
 
-First `--contexts` contexts of 50 messages each; then the node is started again and asked: seconds until ready, resident memory then, and after
-reading windows of contexts all over the store. Second `--messages` messages by `contextstore import` in one go: the node's most resident memory.
+First `--contexts` contexts of 50 messages each; then the node is started again and asked: seconds until ready, resident memory then, and
+after reading windows of contexts all over the store. Second `--messages` messages by `contextstore import` in one go: the node's most
+resident memory.
 """
 
 import argparse

@@ -1,9 +1,8 @@
 """`make bench`: the node beside a bare endpoint, in one run, as ratios.
 
-The peer (`bare.py`) is what aiohttp, uvloop and orjson can do at best: it parses and echoes the JSON that an append carries, and serves the bytes of a
-window ready-made. Rounds alternate between the two, so that a drift of the machine hits both; the figure is the median of the rounds'
-ratios.
-wrk is the load. Usage: `run.py [append window batch history] [--seconds 4] [--rounds 5]`; without names, all of them.
+The peer (`bare.py`) is what aiohttp, uvloop and orjson can do at best: it parses and echoes the JSON that an append carries, and serves
+the bytes of a window ready-made. Rounds alternate between the two, so that a drift of the machine hits both; the figure is the median of
+the rounds' ratios. wrk is the load. Usage: `run.py [append window batch history] [--seconds 4] [--rounds 5]`; without names, all of them.
 """
 
 import argparse
