@@ -67,6 +67,9 @@ bench-memory: setup ## Measure memory: 100,000 contexts restarted, 1,000,000 mes
 demo: setup ## Windows of real conversations at 2,000, 4,000 and 8,000 tokens, beside two naive ways
 	$(BIN)/python bench/demo.py $(ARGS)
 
+crash: setup ## Kill a node under load and cut its power, a hundred times each (ARGS="--kills 20")
+	$(BIN)/python bench/crash.py $(ARGS)
+
 wheel: setup ## Build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 

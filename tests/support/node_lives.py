@@ -143,13 +143,14 @@ class Fleet:
         except (StorageError, apsw.Error):
             if self.disk.has_power:
                 raise
+        finally:
+            await node.kill()
         if engine is None:
             self.figures.cuts_in_starts += not self.disk.has_power
         else:
             self.figures.log_commits += engine.counters.commits - commits_before
             self.figures.batch_records += engine.counters.batch_records - records_before
             self.figures.log_syncs += self._log_syncs() - syncs_before
-        await node.kill()
         return not self.disk.has_power
 
     def _log_syncs(self) -> int:

@@ -125,7 +125,12 @@ class Node:
             engine = Engine(self._loop, log, boot=self._random_bytes(8), worker=worker, on_failure=self._log_failed)
             self.engine = engine
             for shard, found in recovered.items():
-                engine.add(self._replica(shard, found, engine))
+                store = self._open_state(shard, found)
+                try:
+                    engine.add(self._replica(shard, found, store, engine))
+                except BaseException:
+                    store.close()
+                    raise
         except BaseException:
             self._close_stores()
             raise
@@ -190,9 +195,8 @@ class Node:
         cache_bytes = CacheBudget(self.options.state_cache_bytes, self.options.shards + 1).each_bytes
         return replace(self.options.state, cache_bytes=cache_bytes, disk=self.options.disk)
 
-    def _replica(self, shard: int, found: RecoveredShard, engine: Engine) -> Replica:
+    def _replica(self, shard: int, found: RecoveredShard, store: StateStore, engine: Engine) -> Replica:
         """One replica from its database and what the log holds beyond it."""
-        store = self._open_state(shard, found)
         applied = store.applied()
         machine = Machine(clock_ms=applied.clock_ms, next_ordinal=machine_record(applied.machine).next_ordinal)
         for row in store.policies():
