@@ -18,12 +18,14 @@ def _totals(shard: StoredShard) -> dict[str, object]:
         if context is not None:
             window = context.window
             open_calls = {
-                call_id: [(call.item.seq, call.part, call.marker is not None) for call in calls]
+                call_id: [
+                    (call.item.seq, call.part, call.marker is not None, call.bond.root().tokens, call.bond.root().head) for call in calls
+                ]
                 for call_id, calls in window.open_calls.items()
             }
             bodies = [item.body for item in window.items]
             numbers = (window.tokens, window.head_tokens, window.head_count, window.waiting, window.stable_count)
-            flags = (window.has_linked_head, window.has_loose_reasoning, window.rewritten_seq, window.forced)
+            flags = (sorted(window.loose), window.is_stale, window.rewritten_seq, window.forced)
             seen[name] = (bodies, numbers, flags, open_calls, context.rewritten, context.rewritten_floor)
     return seen
 

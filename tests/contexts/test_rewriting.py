@@ -133,10 +133,21 @@ class TestRange:
     def test_a_replacement_does_not_answer_calls_outside_of_it(self) -> None:
         shard = StoredShard()
         shard.put()
+        for message in (user(), call("a"), call("b"), result("b")):
+            shard.append(message)
+        ended = Message("assistant", (("ui", "a", "output-available", 5),))
+        assert refusal(shard.rewrite(ended, covers=(3, 4)))["field"] == "replacement"
+
+    def test_a_replacement_takes_no_markers_place(self) -> None:
+        shard = StoredShard()
+        shard.put()
         for message in (user(), call("a"), user(), assistant(), user()):
             shard.append(message)
         ended = Message("assistant", (("ui", "a", "output-available", 5),))
-        assert refusal(shard.rewrite(ended, covers=(4, 4)))["field"] == "replacement"
+        assert isinstance(shard.rewrite(ended, covers=(4, 4)), Rewritten)
+        assert shard.seqs() == [1, 2, None, 3, None, 5]
+        shard.append(result("a"))
+        assert shard.seqs() == [1, 2, 6, 3, None, 5]
 
     def test_a_result_above_the_budget_is_refused(self, shard: StoredShard) -> None:
         details = refusal(shard.rewrite(assistant(990), covers=(2, 5)))

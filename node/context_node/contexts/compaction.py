@@ -68,6 +68,7 @@ NOTHING = Outcome(changed=False, forced=False)
 
 def compact(window: Window, plan: Plan) -> Outcome:
     """Bring the window below its target if it is above its trigger; cheap if it is not."""
+    window.settle()
     if not is_due(window, plan):
         return NOTHING
     analysis = analyse(window.items, plan.budget)

@@ -11,7 +11,7 @@ from context_node.contexts.context import Context
 from context_node.contexts.items import LIVE, MARKER, Item, edited
 from context_node.contexts.refusals import Unprocessable
 from context_node.contexts.rewriting import conflict, restored_item
-from context_node.contexts.units import link
+from context_node.contexts.units import is_undisturbed, link
 from context_node.contexts.window import Window
 
 
@@ -35,11 +35,10 @@ def pinned_items(context: Context, seq: int, restored: Sequence[Restored]) -> li
     position = min(min(gone, default=len(items)), next(later, len(items)))
     before = [item for place, item in enumerate(items[:position]) if place not in gone]
     after = [item for place, item in enumerate(items[position:], position) if place not in gone]
-    window = Window()
-    for item in [*before, *block, *after]:
-        # Ids may be in use twice: joining anew sees to it that every result has its call, and every call an answer.
-        window.join(item)
-    return window.items
+    new = [*before, *block, *after]
+    if not is_undisturbed(items, new):
+        raise Unprocessable(f"Message {seq} cannot come back: messages of the window use its tool call ids by now.", seq=seq)
+    return new
 
 
 def _block(items: Sequence[Item], seq: int, restored: Sequence[Restored]) -> list[Item]:

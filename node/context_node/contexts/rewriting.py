@@ -11,7 +11,7 @@ from context_node.contexts.context import Context
 from context_node.contexts.items import HEAD_ROLES, MARKER, Item, info_decoder, live_item, summary_item
 from context_node.contexts.ranges import Spans
 from context_node.contexts.refusals import Unprocessable, VersionConflict
-from context_node.contexts.units import Links, link, opens_call
+from context_node.contexts.units import Links, is_undisturbed, link, opens_call
 from context_node.contexts.window import Window
 
 
@@ -146,18 +146,11 @@ def _with_new_head(items: Sequence[Item], links: Links, covered: set[int], summa
 
 
 def _check_undisturbed(old: Sequence[Item], new: Sequence[Item]) -> None:
-    """What stays pairs as it did: a part of the replacement must not answer a call outside it, nor the other way round."""
-    stays = {id(item) for item in old} & {id(item) for item in new}
-    before = {pair for pair in _pairs(old) if pair <= stays}
-    after = {pair for pair in _pairs(new) if pair & stays}
-    if before != after:
+    """A part of the replacement must not answer a call outside it, nor the other way round."""
+    if not is_undisturbed(old, new):
         raise Unprocessable(
             "replacement uses the id of a tool call that stands outside of it; give its own calls other ids.", field="replacement"
         )
-
-
-def _pairs(items: Sequence[Item]) -> set[frozenset[int]]:
-    return {frozenset((id(items[caller]), id(items[answer]))) for caller, answer in link(items).pairs}
 
 
 def check_result(context: Context, items: Sequence[Item]) -> None:
