@@ -113,6 +113,8 @@ class Fleet:
         self.clock = Clock()
         self.clients = [Client(f"client-{number}") for number in range(CLIENTS)]
         self.windows: dict[tuple[str, int], bytes] = {}
+        self.fatal: list[BaseException] = []
+        self._fail_sync_after: int | None = None
         self.options = NodeOptions(
             "data",
             shards=SHARDS,
@@ -121,14 +123,19 @@ class Fleet:
             state=StateOptions(exclusive=True, wal_bytes_max=60_000, synchronous=state),
         )
 
-    async def live(self, cut_at: int | None, writes: int) -> bool:
-        """One life: recover, judge, write. Returns whether the power was cut in it."""
+    async def live(self, cut_at: int | None, writes: int, *, fail_sync_after: int | None = None) -> bool:
+        """One life: recover, judge, write. Returns whether the power was cut in it.
+
+        `fail_sync_after`: from then on, in writes of each client, the next sync fails.
+        """
         self.disk.cut_at = cut_at
         self.figures.lives += 1
         engine: Engine | None = None
         syncs_before = commits_before = records_before = 0
         node = NodeLife(replace(self.options, disk=self.disk), clock=self.clock, random_bytes=self.rng.randbytes, make_worker=InlineWorker)
         try:
+            self.fatal = node.fatal
+            self._fail_sync_after = fail_sync_after
             with self.tape.running():
                 await node.start()
                 await self._judge(node)
@@ -170,13 +177,18 @@ class Fleet:
     # --- clients -----------------------------------------------------------------------------------------------------
 
     async def _write(self, node: NodeLife, client: Client, writes: int) -> None:
-        for _ in range(writes):
-            await self._watched(node, lambda: client.send(node.service, client.next_request(self.rng)))
-            self.figures.acknowledged += 1
+        for number in range(writes):
+            if number == self._fail_sync_after:
+                self.disk.failing_syncs, self._fail_sync_after = 1, None
+            await self._watched(node, lambda: self._send(node.service, client))
             if self.rng.random() < 0.3:
                 await self._watched(node, lambda: self._see(node.service, client.name))
             if not self.disk.has_power or node.fatal:
                 return
+
+    async def _send(self, service: Service, client: Client) -> None:
+        await client.send(service, client.next_request(self.rng))
+        self.figures.acknowledged += 1
 
     async def _run_wild(self, node: NodeLife, writes: int) -> None:
         """Everything else that changes contexts. Whether it happened is for the tape to say."""
