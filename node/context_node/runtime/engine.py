@@ -21,9 +21,13 @@ from context_node.runtime.log_store import LogStore
 from context_node.runtime.replica import Replica
 from context_node.runtime.worker import Worker
 
-GATHER_S = 0.001
-"""The longest that a batch waits for company. Those who were just answered tend to ask again at once; a batch nearly as large as the last
-one goes without waiting, so a lone writer never waits and many share each fsync (as `commit_delay` does in PostgreSQL)."""
+GATHER_S = 0.002
+"""The longest that a batch waits for company."""
+
+QUIET_TURNS = 3
+"""A batch is closed after so many turns of the event loop that brought it nothing: those who were just answered tend to ask again at
+once, and a request takes about as many turns from its socket to the batch. A lone writer waits some microseconds for it; many share each
+fsync (as with `commit_delay` in PostgreSQL, but by looking instead of by sleeping)."""
 
 
 @dataclass(slots=True)
@@ -63,9 +67,10 @@ class Engine:
         self._promises: list[tuple[Replica, int]] = []
         self._is_log_busy = False
         self._is_bound = False
-        self._expected = 0
-        self._is_gather_over = False
-        self._gather_timer: asyncio.TimerHandle | None = None
+        self._is_closing = False
+        self._seen = 0
+        self._quiet_turns = 0
+        self._opened = 0.0
         self._log_jobs: list[tuple[Callable[[], Any], Callable[[BaseException | None], None]]] = []
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
@@ -77,6 +82,12 @@ class Engine:
     def add(self, replica: Replica) -> None:
         self.replicas[replica.shard] = replica
         self.queue(replica)
+
+    def remove(self, replica: Replica, reason: str) -> None:
+        """Stop driving a replica and forget what it gathered. Who asks it is told `reason` until `add` puts another in its place."""
+        replica.fail(reason)
+        self._gathered = [(shard, record) for shard, record in self._gathered if shard != replica.shard]
+        self._promises = [(other, number) for other, number in self._promises if other is not replica]
 
     def queue(self, replica: Replica) -> None:
         """This replica's group has something to do; it is drained at the end of this turn of the event loop."""
@@ -130,15 +141,24 @@ class Engine:
         if not self._gathered and not self._is_bound:
             self._idle.set()
             return
-        if len(self._gathered) < self._expected and not self._is_gather_over:
-            if self._gather_timer is None:
-                self._gather_timer = self._loop.call_later(GATHER_S, self._gather_over)
+        if not self._is_closing:
+            self._is_closing = True
+            self._seen, self._quiet_turns, self._opened = len(self._gathered), 0, self._loop.time()
+            self._loop.call_soon(self._close_batch)
+
+    def _close_batch(self) -> None:
+        """Write the batch, unless the last turns brought it more and it is not yet late."""
+        count = len(self._gathered)
+        self._quiet_turns = 0 if count > self._seen else self._quiet_turns + 1
+        self._seen = count
+        if self._quiet_turns < QUIET_TURNS and self._loop.time() - self._opened < GATHER_S:
+            self._loop.call_soon(self._close_batch)
             return
-        self._expected = len(self._gathered) * 3 // 4
-        self._is_gather_over = False
-        if self._gather_timer is not None:
-            self._gather_timer.cancel()
-            self._gather_timer = None
+        self._is_closing = False
+        if not self.is_failed:
+            self._write()
+
+    def _write(self) -> None:
         batch, self._gathered = self._gathered, []
         promises, self._promises = self._promises, []
         try:
@@ -153,11 +173,6 @@ class Engine:
         self.counters.batch_records += len(batch)
         self.counters.batch_bytes += sum([len(record) for _, record in batch])
         self._occupy(commit, lambda _report, error: self._committed(promises, error))
-
-    def _gather_over(self) -> None:
-        self._gather_timer = None
-        self._is_gather_over = True
-        self._commit()
 
     def _occupy(self, job: Callable[[], Any], outcome: Callable[[Any, BaseException | None], None]) -> None:
         self._is_log_busy = True
