@@ -68,6 +68,7 @@ class Engine:
         self._is_log_busy = False
         self._is_bound = False
         self._is_closing = False
+        self._is_closed = False
         self._seen = 0
         self._quiet_turns = 0
         self._opened = 0.0
@@ -132,7 +133,7 @@ class Engine:
 
     def _commit(self) -> None:
         """Hand what was gathered to the disk, unless it is busy: then it goes with the next batch."""
-        if self._is_log_busy or self.is_failed:
+        if self._is_log_busy or self.is_failed or self._is_closed:
             return
         if self._log_jobs and not self._is_bound:
             job, done = self._log_jobs.pop(0)
@@ -155,7 +156,7 @@ class Engine:
             self._loop.call_soon(self._close_batch)
             return
         self._is_closing = False
-        if not self.is_failed:
+        if not self.is_failed and not self._is_closed and (self._gathered or self._is_bound):
             self._write()
 
     def _write(self) -> None:
@@ -237,7 +238,7 @@ class Engine:
 
     async def settled(self) -> None:
         """Wait until no batch is gathering or being synced."""
-        while not self.is_failed and (self._gathered or self._is_log_busy or self._queue):
+        while not self.is_failed and (self._gathered or self._is_log_busy or self._queue or self._is_closing or self._is_bound):
             self._idle.clear()
             await self._idle.wait()
 
@@ -256,4 +257,5 @@ class Engine:
 
     def close(self) -> None:
         """End the worker, after what it is doing. Does not flush: the node does that first if it can."""
+        self._is_closed = True
         self._worker.close()
