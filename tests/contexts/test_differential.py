@@ -30,7 +30,7 @@ def _totals(shard: StoredShard) -> dict[str, object]:
     return seen
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(moves=logs(60), seed=st.integers(0, 2**32 - 1))
 def test_w5_two_machines_agree_although_one_forgets_and_restarts(moves: list[Step], seed: int) -> None:
     steady, restless = StoredShard(), StoredShard()

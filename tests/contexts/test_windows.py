@@ -116,6 +116,12 @@ class TestUnits:
         shard.put(token_budget=45, trigger_ratio=0.9, target_ratio=0.8)
         assert shard.seqs() == [5]
 
+    def test_a_turn_never_starts_inside_a_unit(self, shard: StoredShard) -> None:
+        # The reasoning belongs to message 3, so message 2 stands inside their unit and in their turn.
+        fill(shard, reasoning(10), user(10), assistant(10), user(10), assistant(10), token_budget=1_000)
+        shard.put(token_budget=42, trigger_ratio=0.9, target_ratio=0.75)
+        assert shard.seqs() == [4, 5]
+
     def test_earlier_turns_leave_whole_and_oldest_first(self, shard: StoredShard) -> None:
         fill(shard, user(10), assistant(10), user(10), assistant(10), user(10), assistant(10), token_budget=60)
         # 50 are above 0.7 · 60 and 30 the target: the first turn is enough, and goes whole.
