@@ -156,7 +156,9 @@ class Engine:
             self._loop.call_soon(self._close_batch)
             return
         self._is_closing = False
-        if not self.is_failed and not self._is_closed and (self._gathered or self._is_bound):
+        if self._is_log_busy or self.is_failed or self._is_closed:
+            return  # a job took the log meanwhile: the batch goes when it is done
+        if self._gathered or self._is_bound:
             self._write()
 
     def _write(self) -> None:
