@@ -115,6 +115,13 @@ class PowerCutDisk(DiskAccess):
         self.step()
         self.names[new] = self.names.pop(old)
 
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        return bytes(self.names[path].cached[offset : offset + size])
+
+    def write_at(self, path: str, offset: int, data: bytes) -> None:
+        """As a write of SQLite's."""
+        self.write(self.names.setdefault(path, Inode()), offset, data)
+
     def has_space(self, directory: str, size: int) -> bool:
         return self.space_bytes is None or sum(len(inode.cached) for inode in self.names.values()) + size <= self.space_bytes
 

@@ -91,6 +91,19 @@ class DiskAccess:
         """Give `old` the name `new`, in one step, also if that is taken; durable after `sync_directory`. Raises `OSError`."""
         os.replace(old, new)
 
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset`; fewer only at the end. Raises `OSError`."""
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def write_at(self, path: str, offset: int, data: bytes) -> None:
+        """Write at `offset`, creating the file if needed; durable after `sync_file`. Raises `OSError`."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with open(descriptor, "wb") as file:
+            file.seek(offset)
+            file.write(data)
+
     def has_space(self, directory: str, size: int) -> bool:
         """Whether `size` bytes can be written and synced in `directory`. Blocks: for a thread."""
         path = os.path.join(directory, ".space-probe")

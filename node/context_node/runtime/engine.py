@@ -254,6 +254,9 @@ class Engine:
                 replica.refuse_writes("The disk is full; writes are refused until there is space.")
             else:
                 replica.fail("The disk failed; this node stopped.")
+        jobs, self._log_jobs = self._log_jobs, []
+        for _, done in jobs:
+            done(error)
         self._idle.set()
         self._on_failure(error)
 

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field, replace
 from context_node.contexts.commands import Defaults, Rules
 from context_node.contexts.machine import Machine
 from context_node.contexts.policies import policy_decoder, policy_of
+from context_node.contexts.refusals import Unavailable
 from context_node.raft import ConfState, Group
+from context_node.runtime import snapshots
 from context_node.runtime.databases import REAL_DISK, CacheBudget, DiskAccess, DiskFull, StorageError, StorageFailed
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_rows import HardState, LogIdentity, RecoveredShard
@@ -29,6 +31,7 @@ from context_node.runtime.record_codec import RECORD_CODEC
 from context_node.runtime.replica import Replica
 from context_node.runtime.service import NodeState, Service
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory
+from context_node.runtime.snapshots import Incoming, Manifest, Snapshot, SnapshotRefused, remove_database
 from context_node.runtime.state_rows import StateChanges
 from context_node.runtime.state_store import StateOptions, StateStore
 from context_node.runtime.storing import applied_of, machine_record
@@ -257,6 +260,58 @@ class Node:
                 if replica.machine.changes.pending_bytes > self.options.upkeep.flush_bytes:
                     replica.flush()
             await asyncio.sleep(0.001)
+
+    # --- snapshots ---------------------------------------------------------------------------------------------------
+
+    async def take_snapshot(self, shard: int) -> Snapshot:
+        """A copy of a shard's state, under a name that the next start removes. The caller discards it."""
+        replica = self.shards.replica(shard)
+        path = self._state_path(shard, f"snapshot-{self._random_bytes(4).hex()}")
+        return await snapshots.take(replica, path, self._upkeep_worker, self.options.disk)
+
+    def incoming_snapshot(self, manifest: Manifest) -> Incoming:
+        """Where a snapshot is received before it is installed."""
+        path = self._state_path(manifest.shard, self._random_bytes(4).hex())
+        return Incoming(manifest, path, self._state_options())
+
+    async def install_snapshot(self, incoming: Incoming, replica_id: int) -> None:
+        """Replace this node's replica of a shard by what was received, as replica `replica_id`: one row of the log switches (P6).
+
+        `incoming` has all its chunks. Raises `SnapshotRefused` if it is not what it claims to be or older than what the replica has;
+        nothing has changed then.
+        """
+        engine, manifest = self._running_engine(), incoming.manifest
+        await self._upkeep_worker.run(incoming.finish)
+        generation = incoming.path.removesuffix(".db").rpartition("-")[2]
+        old = engine.replicas[manifest.shard]
+        hard_state = HardState(manifest.term, 0, manifest.index)
+        status = old.group.status()
+        if status.replica_id == replica_id:
+            if manifest.index <= old.applied_index:
+                raise SnapshotRefused(f"shard {manifest.shard} is at entry {old.applied_index}, the snapshot at {manifest.index}")
+            if status.term >= manifest.term:
+                # A replica never forgets a vote (I2).
+                hard_state = HardState(status.term, status.vote, manifest.index)
+        engine.remove(old, "This replica is being replaced by a snapshot; try again shortly.")
+        engine.with_log(lambda log: log.install(manifest.shard, replica_id, generation, hard_state, manifest.index, manifest.term))
+        # Comes after the commit that holds the switch.
+        await engine.log_job(lambda log: None)
+        if engine.is_failed:
+            raise engine.failure or AssertionError("an engine fails with a reason")
+        # Whatever upkeep had begun on the old database ends before its files go.
+        async with old.storing:
+            await self._upkeep_worker.run(lambda: None)
+            old.store.close()
+        remove_database(old.store.path, self.options.disk)
+        found = RecoveredShard(replica_id, generation, hard_state, manifest.index, manifest.term, [])
+        replica = self._replica(manifest.shard, found, self._open_state(manifest.shard, found), engine)
+        engine.add(replica)
+        replica.group.campaign()
+
+    def _running_engine(self) -> Engine:
+        if self.engine is None or self.engine.is_failed:
+            raise Unavailable("The node does not serve now; try again shortly.", retry_after_s=1)
+        return self.engine
 
     def _note_purge(self) -> None:
         if self.upkeep is not None:

@@ -133,6 +133,8 @@ class Upkeep:
     async def checkpoint(self, replica: Replica) -> bool:
         """Make a replica's state durable and truncate its log below. Returns whether the checkpoint was complete."""
         async with replica.storing:
+            if replica.failure is not None:
+                return False
             self.flush(replica)
         stored = (replica.stored_index, replica.stored_term)
         result = await self._worker.run(replica.store.checkpoint)
@@ -147,9 +149,12 @@ class Upkeep:
         index, term = replica.durable_index, replica.durable_term
 
         def change(log: LogStore) -> None:
-            # Read here, not before: this may run after the next commits, and the row replaces every hard state up to now.
+            if replica.failure is not None:
+                return  # replaced meanwhile: the log's row is another replica's
+            # Read here, not before: this may run after the next commits, and the row replaces every hard state up to now. Of the commit
+            # index only what is durable: entries beyond it may not come with this transaction.
             status = replica.group.status()
-            log.truncate(replica.shard, index, term, (status.term, status.vote, max(status.commit, index)))
+            log.truncate(replica.shard, index, term, (status.term, status.vote, max(min(status.commit, status.persisted), index)))
 
         self._engine.with_log(change)
         replica.group.compact(index)
@@ -191,7 +196,8 @@ class Upkeep:
             if replica.failure is None:
                 is_clean &= await self.checkpoint(replica)
                 async with replica.storing:
-                    is_clean &= await self._worker.run(replica.store.scrub)
+                    if replica.failure is None:
+                        is_clean &= await self._worker.run(replica.store.scrub)
         await self._engine.log_job(lambda log: log.scrub())
         self.scrubs += 1
         if not is_clean:
