@@ -262,8 +262,8 @@ async def present(service: Service, context_id: str) -> dict[str, list[int]]:
     return found
 
 
-async def wild(service: Service, rng: random.Random) -> None:
-    """One change of any kind to one of a few contexts; refusals that depend on their state are fine."""
+async def wild(service: Service, rng: random.Random) -> Any:
+    """One change of any kind to one of a few contexts: the answer, or the code of a refusal that depends on their state."""
     context_id = rng.choice(WILD)
     seq = rng.randint(1, 6)
     short = message("short", "assistant")
@@ -281,14 +281,17 @@ async def wild(service: Service, rng: random.Random) -> None:
     ]
     appends: list[Callable[[], Awaitable[Any]]] = [
         lambda: service.append(context_id, Append([message("word " * rng.randint(1, 20))], create=True, key=f"k{rng.randint(0, 9)}")),
-        lambda: service.append(context_id, Append([message(), message()], create=True, batch=True)),
+        lambda: service.append(
+            context_id, Append([message(f"pair {rng.random()}"), message("and its other half", "assistant")], create=True, batch=True)
+        ),
     ]
     expected = {"unavailable", "outcome_unknown", "overloaded"}
     try:
-        await rng.choice(moves + appends * 6)()
+        return await rng.choice(moves + appends * 6)()
     except Refusal as refusal:
         if refusal.code in expected:
             raise
+        return refusal.code
 
 
 def seeds_that_break(seeds: range, *, log: Synchronous, state: Synchronous) -> int:
