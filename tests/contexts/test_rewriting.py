@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from context_node.contexts.commands import PinMessage, RebuildWindow
+from context_node.contexts.commands import PatchMetadataCommand, PinMessage, RebuildWindow, Tombstone
 from context_node.contexts.replies import Refused, Reply, Rewritten
 from support.stored_shard import StoredShard
 from support.window_messages import RULES, Message, assistant, call, reasoning, result, system, user
@@ -315,3 +315,16 @@ def test_only_so_many_ranges_are_remembered_and_older_versions_are_conflicts(sha
         shard.pin(5, pinned=False)
     assert refusal(shard.rewrite(assistant(), covers=(2, 4), if_version=10), "version_conflict")
     assert isinstance(shard.rewrite(assistant(), covers=(2, 4), if_version=250), Rewritten)
+
+
+def test_the_hands_choice_stands_until_the_next_append(shard: StoredShard) -> None:
+    shard.put(token_budget=120)
+    shard.rewrite(assistant(60), assistant(40))
+    before = shard.window()
+    assert before["used_tokens"] > 0.7 * 120
+    shard.apply(PatchMetadataCommand("c", shard.at_ms, RULES, b'{"a":1}'))
+    shard.apply(Tombstone("c", shard.at_ms, RULES))
+    shard.put()
+    assert shard.window() == before
+    shard.append(user())
+    assert shard.window()["used_tokens"] < 0.7 * 120

@@ -280,7 +280,10 @@ class Model:
 
     def configure(self, budget: int, trigger: Fraction, target: Fraction | None, limit: int | None, manual: bool) -> None:
         self.changed = False
+        before = (self.budget, self.trigger, self.target, self.limit, self.manual)
         self.budget, self.trigger, self.target, self.limit, self.manual = budget, trigger, target, limit, manual
+        if before == (budget, trigger, target, limit, manual):
+            return
         self.compact()
         self.version += self.changed
 
@@ -346,4 +349,45 @@ class Model:
         self.window = new
         self.version += 1
         self.rewrites.append((self.version, first, last))
+        self.changed = True
+
+    def replace_all(self, through: int | None, messages: list[Message], if_version: int | None) -> None:
+        """Replace all, or what is not newer than `through`, by plain messages."""
+        self.changed = False
+        if if_version is not None and if_version != self.version:
+            raise Refused("version_conflict")
+        last = self.last_seq if through is None else through
+        if not 0 <= last <= self.last_seq:
+            raise Refused("unprocessable")
+        units, open_calls = read(self.window)
+        head = self.head()
+        waiting = [call.entry for call in open_calls if call.marker is None]
+        body = [unit for unit in units if unit[0] not in head]
+        for unit in body:
+            if any(entry.seq <= last for entry in unit) and any(entry.to_seq > last for entry in unit):
+                raise Refused("unprocessable")
+        gone = [
+            entry
+            for unit in body
+            if all(entry.to_seq <= last for entry in unit) and not any(entry in waiting for entry in unit)
+            for entry in unit
+        ]
+        stand_in = [Entry("summary", min(1, last), last, each.role, dict(enumerate(each.parts)), each.tokens) for each in messages]
+        heads = [entry for entry in stand_in if entry.role == "system"]
+        rest = [entry for entry in stand_in if entry.role != "system"]
+        old: list[Entry] = []
+        if heads:
+            alone = [unit[0] for unit in units if len(unit) == 1]
+            old = [entry for entry in alone if entry.role == "system" and not entry.pinned and entry.seq <= last]
+        later = [entry for entry in self.window if entry.seq > last and entry.kind != "marker"]
+        head_place = self.window.index(old[0]) if old else 0
+        anchor = min(gone, key=self.window.index) if gone else (later[0] if later else None)
+        body_place = max(head_place, self.window.index(anchor) if anchor is not None else len(self.window))
+        new = [*self.window[:head_place], *heads, *self.window[head_place:body_place], *rest, *self.window[body_place:]]
+        new = [entry for entry in new if entry not in gone and entry not in old]
+        if not new or sum(entry.tokens for entry in new) > self.budget:
+            raise Refused("unprocessable")
+        self.window = new
+        self.version += 1
+        self.rewrites.append((self.version, 1, last))
         self.changed = True

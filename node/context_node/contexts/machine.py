@@ -8,6 +8,8 @@ to a context's version.
 
 from collections.abc import Sequence
 
+import msgspec
+
 from context_node.contexts import pinning, rewriting
 from context_node.contexts.changes import rowid
 from context_node.contexts.commands import (
@@ -189,10 +191,13 @@ class Machine(ShardState):
         metadata = head.metadata if command.metadata is None else command.metadata
         is_same = config == head.config and metadata == head.metadata and head.status == ACTIVE and not command.recounts
         if not is_same:
+            # Another budget, other ratios or another policy hold the window to something new; the rest leaves it alone.
+            is_bound = msgspec.structs.replace(config, tokenizer=head.config.tokenizer) != head.config
             self.follow(context, head.config.policy.ref, config.policy.ref)
             head.config, head.metadata, head.status, head.tombstoned_at_ms = config, metadata, ACTIVE, None
             context.plan = None
-            event = self.settle(context, command.rules, is_changed=self._recount(context, command.recounts))
+            is_recounted = self._recount(context, command.recounts)
+            event = self.settle(context, command.rules, is_changed=is_recounted, is_bound=is_recounted or is_bound)
         else:
             event = None
         reply = Put(False, head.version, head.revision)
@@ -232,7 +237,7 @@ class Machine(ShardState):
         event = None
         if metadata != head.metadata:
             head.metadata = metadata
-            event = self.settle(context, command.rules, is_changed=False)
+            event = self.settle(context, command.rules, is_changed=False, is_bound=False)
         reply = Put(False, head.version, head.revision)
         self.remember(context, command.key, command.rules, reply)
         if command.key is not None:

@@ -11,7 +11,7 @@ import msgspec
 from context_node.contexts import idempotency
 from context_node.contexts.changes import Changes
 from context_node.contexts.commands import ContextCommand, KeyUse, Rules
-from context_node.contexts.compaction import Plan, compact
+from context_node.contexts.compaction import NOTHING, Plan, compact
 from context_node.contexts.context import ACTIVE, Config, Context, Head, rewrite_record
 from context_node.contexts.idempotency import Found
 from context_node.contexts.policies import Policy, strategy_for
@@ -128,9 +128,12 @@ class ShardState:
             raise not_found(command.context_id)
         return context
 
-    def settle(self, context: Context, rules: Rules, *, is_changed: bool) -> Event | None:
-        """After a change of configuration: hold the window to its plan, and count it as a change."""
-        outcome = compact(context.window, self.plan(context, rules))
+    def settle(self, context: Context, rules: Rules, *, is_changed: bool, is_bound: bool) -> Event | None:
+        """After a change of the context that is no rewrite: hold the window to its plan where that is new (`is_bound`, or a
+        newer generation of its policy), and count it as a change. `is_changed`: the window changed already."""
+        outcome = NOTHING
+        if is_bound or self.follows_newer_policy(context):
+            outcome = compact(context.window, self.plan(context, rules))
         event = None
         if outcome.changed or is_changed:
             context.head.version += 1
