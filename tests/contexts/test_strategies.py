@@ -173,6 +173,19 @@ class TestClearToolResults:
         assert message["parts"][0] == {"type": "tool-search", "toolCallId": "a", "state": "output-available", "output": PLACEHOLDER_TEXT}
         assert message["token_count"] == 4 + 1 + PLACEHOLDER_TOKENS
 
+    def test_w5_what_was_cleared_or_skipped_reads_back_as_it_was(self, shard: StoredShard) -> None:
+        config = (
+            b'{"strategies":[{"strategy":"clear_tool_results","config":{"keep_last":1}},'
+            b'{"strategy":"skip_parts","config":{"kinds":["reasoning","data-"]}}]}'
+        )
+        thinking = Message("assistant", (("reasoning", 30), ("text", 6), ("opaque", 30)))
+        fill(shard, *self.messages()[:-1], thinking, user(10), token_budget=10_000, strategy="pipeline", config=config)
+        shard.put(token_budget=1_100, target_ratio=0.56)
+        assert self.cleared(shard) == [3, 5, 7, 9] and ["text"] in types(shard)
+        before = shard.window_bytes()
+        shard.restart()
+        assert shard.window_bytes() == before
+
     def test_history_keeps_what_a_window_cleared(self, shard: StoredShard) -> None:
         fill(shard, *self.messages(), token_budget=10_000, strategy="clear_tool_results")
         shard.put(token_budget=1_500, target_ratio=0.6)

@@ -47,7 +47,7 @@ def random_part(rng: Random, *kinds: str) -> Part:
     if kind in ("call", "failed"):
         return (kind, rng.choice(CALL_IDS), rng.randint(0, 24))
     if kind == "result":
-        return (kind, rng.choice(CALL_IDS), rng.choice((0, 5, 20, 90, 160)))
+        return (kind, rng.choice(CALL_IDS), rng.choice((0, 5, 20, 160, 240)))
     if kind == "ui":
         state = rng.choice(("input-available", "output-available", "output-error"))
         return (kind, rng.choice(CALL_IDS), state, rng.choice((0, 5, 20, 160)))
@@ -115,7 +115,7 @@ _ARGUMENTS: dict[str, tuple[int, Callable[[Random], dict[str, Any]]]] = {
     "put": (
         3,
         lambda rng: {
-            "budget": rng.choice((20, 60, 120, 250, 500)),
+            "budget": rng.choice((20, 60, 120, 250, 500, 900)),
             "ratios": rng.choice(RATIOS),
             "policy": rng.choice(POLICIES),
             "key": rng.choice(KEYS),
@@ -170,9 +170,9 @@ def steps(only: Sequence[str] = tuple(_ARGUMENTS)) -> st.SearchStrategy[Step]:
 
 
 def logs(size: int, only: Sequence[str] = tuple(_ARGUMENTS)) -> st.SearchStrategy[list[Step]]:
-    """Logs that begin with two contexts."""
-    first = [Step("revive", "c", {}), Step("revive", "d", {})]
-    return st.lists(steps(only), min_size=size // 2, max_size=size).map(lambda moves: first + moves)
+    """Logs that begin with two contexts, one of them with a strategy."""
+    first = steps(("put",)).map(lambda step: [Step("put", "c", step.arguments), Step("revive", "d", {})])
+    return st.tuples(first, st.lists(steps(only), min_size=size // 2, max_size=size)).map(lambda both: both[0] + both[1])
 
 
 def _use(name: str | None, said: object) -> KeyUse | None:
