@@ -19,7 +19,7 @@ from context_node.contexts.context import TOMBSTONED, Context, Head, derived_tar
 from context_node.contexts.fitting import fit
 from context_node.contexts.machine import not_found
 from context_node.contexts.policies import Policy
-from context_node.contexts.refusals import CursorAhead, VersionConflict
+from context_node.contexts.refusals import CursorAhead, Unavailable, VersionConflict
 from context_node.contexts.render import REVISION, Rendered, render_window
 from context_node.contexts.replies import ContextView, PolicyView
 from context_node.contexts.requests import ListContexts
@@ -32,7 +32,11 @@ from context_node.runtime.streams import Subscription
 PAGE_BYTES_MAX = 16 << 20
 """A page ends early above this many bytes of messages, but holds at least one."""
 
-EXPORT_ROWS = 200
+EXPORT_BYTES = 1 << 20
+"""A chunk of an export ends above this many bytes."""
+
+ROWS_PER_READ = 100
+"""So many messages are read from a database at once: of the largest ones this is 100 MiB, and a page of 1,000 would be ten times that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +147,14 @@ class Reads:
         stored_last = min(last, tail_from - 1)
         if descending:
             yield from reversed(fresh)
-        if first <= stored_last:
-            yield from replica.store.page(context.ordinal, first, stored_last, stored_last - first + 1, descending)
+        while first <= stored_last:
+            count = min(ROWS_PER_READ, stored_last - first + 1)
+            low = stored_last - count + 1 if descending else first
+            yield from replica.store.page(context.ordinal, low, low + count - 1, count, descending)
+            if descending:
+                stored_last = low - 1
+            else:
+                first = low + count
         if not descending:
             yield from fresh
 
@@ -157,12 +167,22 @@ class Reads:
         ordinal, last_seq, first = context.ordinal, context.head.last_seq, 1
         yield b""
         while first <= last_seq:
+            if replica.failure is not None:
+                raise Unavailable(replica.failure)
             present = replica.context(context_id)
             if present is None or present.ordinal != ordinal:
                 return
-            rows = list(self._rows(replica, present, first, min(last_seq, first + EXPORT_ROWS - 1)))
-            yield b"".join([body + b"\n" for _, body in rows])
-            first += EXPORT_ROWS
+            lines: list[bytes] = []
+            size = 0
+            for seq, body in self._rows(replica, present, first, last_seq):
+                first = seq + 1
+                lines += (body, b"\n")
+                size += len(body)
+                if size >= EXPORT_BYTES:
+                    break
+            if not lines:
+                raise AssertionError(f"messages {first} to {last_seq} are neither stored nor fresh")
+            yield b"".join(lines)
 
     async def list_contexts(self, request: ListContexts) -> tuple[list[ContextView], str | None]:
         """One page of the contexts of all shards."""
