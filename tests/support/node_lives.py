@@ -146,7 +146,7 @@ class Fleet:
                         tasks.create_task(self._write(node, client, writes))
                     tasks.create_task(self._run_wild(node, writes))
                 if not node.fatal and self.rng.random() < 0.3:
-                    await node.stop()
+                    await node.node.stop()  # the power may go in the middle of it
         except (StorageError, apsw.Error):
             if self.disk.has_power:
                 raise
