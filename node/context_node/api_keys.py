@@ -257,7 +257,7 @@ class KeyRing:
 
     Owned by the event loop; `verify` does no I/O. `reload` re-reads the file and `reload_if_changed` asks for its
     modification time first: call it every second or so and on SIGHUP, so that a revoked key stops working without a
-    restart.
+    restart. Who let somebody in for long asks `current` again when `on_change` tells that the file was read.
     """
 
     def __init__(self, path: Path | None = None, given: Iterable[StoredKey] = ()) -> None:
@@ -267,6 +267,7 @@ class KeyRing:
         self._keys: Mapping[str, StoredKey] = {}
         self._cache: dict[str, Identity] = {}
         self._seen: tuple[int, int, int] | None = None
+        self._listeners: list[Callable[[], None]] = []
         self.reload()
 
     def __len__(self) -> int:
@@ -299,6 +300,15 @@ class KeyRing:
         right = hmac.compare_digest(key.hash if key else NOBODY, hashed(match[2]))
         return key.identity if right and key is not None and key.active else None
 
+    def current(self, key_id: str) -> Identity | None:
+        """What the key of this id may do now; None if there is none or it is revoked. Proves nobody's identity."""
+        key = self._keys.get(key_id)
+        return key.identity if key is not None and key.active else None
+
+    def on_change(self, tell: Callable[[], None]) -> None:
+        """`tell` is called whenever the file was read anew. It must not raise."""
+        self._listeners.append(tell)
+
     def reload_if_changed(self) -> bool:
         """Whether the file was read anew. Raises KeyFileError, and then the keys stay as they were."""
         if self._path is None or fingerprint(self._path) == self._seen:
@@ -317,6 +327,8 @@ class KeyRing:
         self._keys = {**keys, **self._given}
         self._seen = seen
         self._cache.clear()
+        for tell in self._listeners:
+            tell()
 
 
 def fingerprint(path: Path) -> tuple[int, int, int] | None:

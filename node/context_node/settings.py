@@ -115,6 +115,14 @@ class Settings:
         1024, group=LIMITS, unit="requests", low=1, high=100_000,
         reason="requests worked on at once; more get 503 with Retry-After, early, instead of timing out late",
     )
+    connections_max: int = setting(
+        8192, group=LIMITS, unit="connections", low=1, high=1_000_000,
+        reason="open connections of a node; more are closed at once. Lowered, with a warning, to what the limit of open files allows",
+    )
+    head_timeout_s: float = setting(
+        20.0, group=LIMITS, unit="s", low=0.1, high=600,
+        reason="a new connection that has sent no whole request head by then is closed; after an answer keep-alive (75 s) bounds it",
+    )
     page_messages_max: int = setting(
         1000, group=LIMITS, unit="messages", low=1, high=10_000,
         reason="largest `limit` of a page of history",

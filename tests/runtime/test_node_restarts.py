@@ -1,5 +1,7 @@
 """A node's life: what it answers is the same before and after every kind of restart, and it starts only where it should."""
 
+import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +322,47 @@ def test_a_purged_context_is_unknown_at_once_and_its_id_is_free_for_another(tmp_
             await node.restart(hard=True)
             assert texts_of(await history(node.service, "c")) == ["another"]
             await node.service.purge_context("c")
+        await node.stop()
+
+    run(check())
+
+
+def lose_the_log(data_dir: Path) -> None:
+    for path in data_dir.glob("log.db*"):
+        path.rename(path.with_name("elsewhere-" + path.name))
+
+
+def test_h1_databases_without_their_log_are_refused_and_kept(tmp_path: Path) -> None:
+    """H1: a lost log is not a new node; nothing is removed."""
+
+    async def check() -> None:
+        node = await life(tmp_path).start()
+        await append(node.service, "kept", "hello")
+        await node.stop()
+        lose_the_log(tmp_path)
+        before = sorted(path.name for path in (tmp_path / "state").iterdir())
+        with pytest.raises(StorageFailed, match=r"log.db is missing"):
+            await life(tmp_path).start()
+        assert [name for name in before if name.endswith(".db")] == sorted(path.name for path in (tmp_path / "state").glob("*.db"))
+
+    run(check())
+
+
+def test_w6_an_append_that_arrives_while_a_rebuild_waits_stays_in_the_window(tmp_path: Path) -> None:
+    """W6: what a rebuild says of the history is what it read, however long it waited for the database."""
+
+    async def check() -> None:
+        node = await life(tmp_path).start()
+        for text in ("one", "two", "three"):
+            await append(node.service, "a", text)
+        replica = node.node.shards.replica_of("a")
+        async with replica.storing:
+            rebuild = asyncio.create_task(node.service.compact("a", Compact(rebuild=True)))
+            await asyncio.sleep(0)
+            await append(node.service, "a", "four")
+        await rebuild
+        window = json.loads((await node.service.window("a", None, None, None)).body or b"{}")
+        assert [each["seq"] for each in window["messages"]] == [1, 2, 3, 4]
         await node.stop()
 
     run(check())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from context_node.contexts.refusals import CursorAhead, Unavailable
-from context_node.contexts.requests import Append, Compact, PutContext
+from context_node.contexts.requests import Append, Compact, NewMessage, PutContext
 from context_node.runtime.streams import BYTES_PER_PULL, NOTICES_MAX, Frame, Subscription
 from support.running_nodes import BY_HAND, EAGER, append, life, message, run
 from support.waiting import until
@@ -279,5 +279,23 @@ def test_a_follower_is_woken_and_told_when_the_node_stops(tmp_path: Path) -> Non
         await node.stop()
         with pytest.raises(Unavailable):
             await asyncio.wait_for(waiting, 5)
+
+    run(check())
+
+
+def test_s1_a_follower_that_reads_nothing_harms_no_shard(tmp_path: Path) -> None:
+    """S1: a context deleted and revived more often than notices are kept, behind a reader that stands still."""
+
+    async def check() -> None:
+        node = await life(tmp_path).start()
+        await node.service.append("a", Append([NewMessage("user", [{"type": "text", "text": "hello"}])], create=True))
+        follower = await node.service.subscribe("a", 0)
+        for _ in range(70):
+            await node.service.delete_context("a")
+            await node.service.put_context("a", PutContext())
+        reply = await node.service.append("a", Append([NewMessage("user", [{"type": "text", "text": "still here"}])]))
+        assert reply.last_seq == 2
+        follower.close()
+        await node.stop()
 
     run(check())

@@ -16,7 +16,7 @@ from typing import Any
 
 import apsw
 
-from context_node.contexts.refusals import Refusal
+from context_node.contexts.refusals import ContextNotFound, Refusal
 from context_node.contexts.requests import Append, Compact, PatchMetadata, PolicyChoice, PutContext, PutPolicy
 from context_node.runtime.databases import StorageError, Synchronous
 from context_node.runtime.engine import Engine
@@ -147,7 +147,7 @@ class Fleet:
                     tasks.create_task(self._run_wild(node, writes))
                 if not node.fatal and self.rng.random() < 0.3:
                     await node.node.stop()  # the power may go in the middle of it
-        except (StorageError, apsw.Error):
+        except (Refusal, StorageError, apsw.Error):
             if self.disk.has_power:
                 raise
         finally:
@@ -252,7 +252,7 @@ async def present(service: Service, context_id: str) -> dict[str, list[int]]:
     """The seqs of each text in a context's history; that they are contiguous is checked here (H2)."""
     try:
         messages = await history(service, context_id)
-    except Refusal:
+    except ContextNotFound:
         return {}
     if [one["seq"] for one in messages] != list(range(1, len(messages) + 1)):
         raise Broken(f"the seqs of {context_id} are not contiguous (H2)")

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from context_node import __version__
 from context_node.api_keys import KeyFileError, KeyRing
-from context_node.cli import banner, wiring
+from context_node.cli import banner, descriptors, wiring
 from context_node.cli.exits import WORK_FAILED, CannotStart, stopped_by
 from context_node.contexts.requests import ListContexts
 from context_node.http.app import build_app
@@ -146,13 +146,23 @@ def edge_of(settings: Settings, node: Node, keyring: KeyRing | None) -> Edge:
     return build_app(
         node.service,
         version=__version__,
-        limits=wiring.http_limits(settings),
+        limits=wiring.http_limits(settings, connections_max(settings)),
         keyring=keyring,
         open_mode=settings.open_mode,
         registry=registry,
         cors_origins=settings.cors_origins,
         access_log=settings.access_log,
     )
+
+
+def connections_max(settings: Settings) -> int:
+    """The setting, or less with a warning if the process may not open so many files beside its own."""
+    files_max = descriptors.raise_limit()
+    allowed = descriptors.connections_within(files_max, settings.shards)
+    if allowed >= settings.connections_max:
+        return settings.connections_max
+    event(logger, "connections_lowered", logging.WARNING, connections_max=allowed, wished=settings.connections_max, open_files_max=files_max)
+    return allowed
 
 
 async def listening(edge: Edge, settings: Settings) -> HttpServer:

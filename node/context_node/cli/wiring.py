@@ -49,8 +49,8 @@ def node_options(settings: Settings) -> NodeOptions:
     )
 
 
-def http_limits(settings: Settings) -> HttpLimits:
-    """What the edge takes."""
+def http_limits(settings: Settings, connections_max: int) -> HttpLimits:
+    """What the edge takes. `connections_max` is the setting, lowered to what the process may open."""
     return HttpLimits(
         id_bytes_max=settings.id_bytes_max,
         message_bytes_max=settings.message_bytes_max,
@@ -62,6 +62,8 @@ def http_limits(settings: Settings) -> HttpLimits:
         page_messages_max=settings.page_messages_max,
         requests_in_flight_max=settings.requests_in_flight_max,
         request_timeout_s=settings.request_timeout_s,
+        connections_max=connections_max,
+        head_timeout_s=settings.head_timeout_s,
         streams_max=settings.streams_max,
         heartbeat_s=settings.heartbeat_s,
         stream_buffer_bytes=settings.stream_buffer_bytes,

@@ -19,6 +19,11 @@ class Edit(Protocol):
     def __call__(self, items: Sequence[Item], analysis: Analysis) -> list[Item] | None: ...
 
 
+WINDOW_BYTES_MAX = 32 << 20
+"""Above so many bytes of bodies eviction fires as with a limit, revision 1. Tokens bound a window's text, but an image costs few tokens,
+and a client's own `token_count` may be 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Strategy:
     """What a policy does when a window is above its trigger: `edits` in order, until the target is met, then eviction.
@@ -40,6 +45,7 @@ class Plan:
     target_ratio: float
     strategy: Strategy
     items_max: int
+    bytes_max: int = WINDOW_BYTES_MAX
 
     def room(self, window: Window) -> int:
         """What head items leave of the budget, in tokens."""
@@ -94,7 +100,7 @@ def is_above_trigger(window: Window, plan: Plan) -> bool:
     if body > (share(room, plan.trigger_ratio) if room > 0 else 0):
         return True
     count = len(window.items)
-    if count > plan.items_max:
+    if count > plan.items_max or window.size_bytes > plan.bytes_max:
         return True
     limit = plan.strategy.limit
     if limit is None or count - window.head_count <= limit:
@@ -106,7 +112,7 @@ def is_above_trigger(window: Window, plan: Plan) -> bool:
 def is_due(window: Window, plan: Plan) -> bool:
     """Whether compaction acts now. A manual strategy acts only above the budget, or above what a window may hold at all."""
     if plan.strategy.manual:
-        return window.tokens > plan.budget or len(window.items) > plan.items_max
+        return window.tokens > plan.budget or len(window.items) > plan.items_max or window.size_bytes > plan.bytes_max
     return is_above_trigger(window, plan)
 
 
@@ -117,11 +123,12 @@ def needs_compaction(window: Window, plan: Plan) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Goal:
-    """Where compaction ends: at most `tokens` in the body, `count` counted messages and `items` in all."""
+    """Where compaction ends: at most `tokens` in the body, `count` counted messages, `items` and `size` bytes in all."""
 
     tokens: int
     count: int | None
     items: int
+    size: int
 
     @classmethod
     def of(cls, window: Window, plan: Plan, analysis: Analysis) -> "_Goal":
@@ -131,13 +138,16 @@ class _Goal:
         items = plan.items_max
         if len(window.items) > items:
             items = plan.shrunk(items)
-        return cls(share(plan.room(window), plan.target_ratio), count, items)
+        size = plan.bytes_max
+        if window.size_bytes > size:
+            size = plan.shrunk(size)
+        return cls(share(plan.room(window), plan.target_ratio), count, items, size)
 
     def is_met(self, window: Window, analysis: Analysis) -> bool:
-        return self.holds(window.tokens - window.head_tokens, analysis.counted, len(window.items))
+        return self.holds(window.tokens - window.head_tokens, analysis.counted, len(window.items), window.size_bytes)
 
-    def holds(self, body: int, counted: int, total: int) -> bool:
-        return body <= self.tokens and total <= self.items and (self.count is None or counted <= self.count)
+    def holds(self, body: int, counted: int, total: int, size: int) -> bool:
+        return body <= self.tokens and total <= self.items and size <= self.size and (self.count is None or counted <= self.count)
 
 
 def _evict(window: Window, analysis: Analysis, goal: _Goal) -> bool:
@@ -146,14 +156,16 @@ def _evict(window: Window, analysis: Analysis, goal: _Goal) -> bool:
     body = start = window.tokens - window.head_tokens
     counted = analysis.counted
     total = len(window.items)
+    size = window.size_bytes
     gone: set[int] = set()
     for group in _eviction_order(analysis):
-        if goal.holds(body, counted, total):
+        if goal.holds(body, counted, total, size):
             break
         for unit in group:
             gone.update(unit.places)
             body -= unit.tokens
             total -= len(unit.places)
+            size -= sum([len(window.items[place].body) for place in unit.places])
             counted -= len(unit.places) - (unit is analysis.last_user)
     if gone:
         window.drop(gone, start - body)

@@ -32,6 +32,7 @@ from context_node.contexts.commands import (
 from context_node.contexts.compaction import NOTHING, Outcome, compact
 from context_node.contexts.configuring import changed_config, first_config, merge_patch
 from context_node.contexts.context import ACTIVE, TOMBSTONED, Context, IdRow
+from context_node.contexts.floor_limits import NO_WINDOW, check_floor
 from context_node.contexts.idempotency import NOTHING_FOUND, Found, known_ids
 from context_node.contexts.items import (
     LIVE,
@@ -105,6 +106,7 @@ class Machine(ShardState):
             if command.create is None:
                 raise not_found(command.context_id)
             _check_guards(command, 0, 0)
+            check_floor(NO_WINDOW, command)
             config = first_config(PutConfig(command.context_id, command.at_ms, command.rules, command.create), self.policies)
             context = self.create(index, command.context_id, config)
         else:
@@ -117,6 +119,7 @@ class Machine(ShardState):
                 return known, None
             _check_active(context)
             _check_guards(command, context.head.version, context.head.last_seq)
+            check_floor(context.window, command)
         return self._join(context, command)
 
     def _join(self, context: Context, command: AppendMessages) -> tuple[Reply, Event | None]:

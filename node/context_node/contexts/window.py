@@ -19,7 +19,8 @@ class Window:
     """Items in order, with their totals. `rewritten_seq` is the newest seq at the last rewrite (`stable_through_seq`) and
     `stable_count` how many items stood there then; `forced` tells that the last rewrite evicted only for W1's sake. `head_*`
     sum up the head of the window (W3); they are right after `settle`. `loose` is by role the reasoning that waits for its
-    message; messages of reasoning alone have (or had) `reasoning_roles`. `prefix_hash` is kept by `render` until the next rewrite."""
+    message; `size_bytes` is that of all
+    bodies; messages of reasoning alone have (or had) `reasoning_roles`. `prefix_hash` is kept by `render` until the next rewrite."""
 
     items: list[Item] = field(default_factory=list)
     tokens: int = 0
@@ -34,6 +35,7 @@ class Window:
     rewritten_seq: int = 0
     stable_count: int = 0
     forced: bool = False
+    size_bytes: int = 0
     prefix_hash: str = ""
 
     def join(self, item: Item) -> tuple[int, ...]:
@@ -53,6 +55,7 @@ class Window:
             return
         self.items.append(item)
         self.tokens += item.tokens
+        self.size_bytes += len(item.body)
         if item.is_head_alone:
             self.head_tokens += item.tokens
             self.head_count += 1
@@ -61,6 +64,7 @@ class Window:
         """Add an item at the end that makes one unit of those `bonds`."""
         self.items.append(item)
         self.tokens += item.tokens
+        self.size_bytes += len(item.body)
         mine = Bond(item.tokens, 1, item.is_head_alone)
         if mine.head:
             self._add_to_head(mine)
@@ -160,6 +164,7 @@ class Window:
             assert marker is not None
             result = edited(item, skipped=[other for other, _ in item.active_marks() if other != part])
             self.items[self.items.index(marker)] = result
+            self.size_bytes += len(result.body) - len(marker.body)
             more = result.tokens - marker.tokens
             self.tokens += more
             bond = call.bond.root()
@@ -180,6 +185,7 @@ class Window:
     def retotal(self) -> None:
         """Sum up the totals and find the open calls anew, after items changed in the middle."""
         self.tokens = sum([item.tokens for item in self.items])
+        self.size_bytes = sum([len(item.body) for item in self.items])
         links = link(self.items)
         head = [unit for unit in links.units if unit.head]
         self.head_tokens = sum(unit.tokens for unit in head)
@@ -203,6 +209,7 @@ class Window:
             self.loose = {role: each for role, each in self.loose.items() if id(each[0]) not in left}
             kept = {call_id: [call for call in calls if id(call.item) not in left] for call_id, calls in self.open_calls.items()}
             self.open_calls = {call_id: calls for call_id, calls in kept.items() if calls}
+        self.size_bytes -= sum([len(self.items[place].body) for place in gone])
         self.items = [item for place, item in enumerate(self.items) if place not in gone]
         self.tokens -= tokens
 

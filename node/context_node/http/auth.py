@@ -31,6 +31,8 @@ class KeyVerifier(Protocol):
 
     def verify(self, header: str | None) -> Identity | None: ...
     def verify_key(self, plain: str) -> Identity | None: ...
+    def current(self, key_id: str) -> Identity | None: ...
+    def on_change(self, tell: Callable[[], None]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +42,33 @@ class Access:
     keyring: KeyVerifier | None
     cors_origins: frozenset[str]
 
-    def identify(self, request: BaseRequest, route: Route, has_ticket: bool) -> Identity:
-        """Whose request this is, with the scope that the route needs; `has_ticket`: it carries a good stream ticket. Raises
-        Unauthenticated, Forbidden."""
+    def identify(self, request: BaseRequest, route: Route, ticket_key: str | None = None) -> Identity:
+        """Whose request this is, with the scope that the route needs; `ticket_key`: the id of the key that asked for the good stream
+        ticket it carries. Raises Unauthenticated, Forbidden."""
         if self.keyring is None:
             if "Origin" in request.headers:
                 self.check_origin(request, route)
             return ANYONE
-        if route.scope is None or has_ticket:
+        if route.scope is None:
             return ANYONE
-        identity = self.keyring.verify(request.headers.get("Authorization"))
-        if identity is None and route.is_stream:
-            identity = self._of_subprotocol(request)
+        if ticket_key is not None:
+            identity = self.keyring.current(ticket_key)
+        else:
+            identity = self.keyring.verify(request.headers.get("Authorization"))
+            if identity is None and route.is_stream:
+                identity = self._of_subprotocol(request)
         if identity is None:
             raise Unauthenticated("Send a known API key as `Authorization: Bearer cs_…`.")
         if route.scope not in identity.scopes:
             raise Forbidden(f"This needs a key with scope {route.scope.value}.", scope=route.scope.value)
         return identity
+
+    def still_allows(self, identity: Identity, scope: Scope | None) -> bool:
+        """Whether who was let in with this scope would be let in now. Compares ids, no secrets, so it is cheap."""
+        if self.keyring is None or scope is None:
+            return True
+        now = self.keyring.current(identity.key_id)
+        return now is not None and scope in now.scopes
 
     def check_origin(self, request: BaseRequest, route: Route) -> None:
         """In open mode any page that the user visits could reach the node by the user's browser: only allowed origins may do harm."""
@@ -95,31 +107,39 @@ def chosen_protocols(request: BaseRequest) -> tuple[str, ...]:
 class Tickets:
     """Short-lived passes for a stream, for where no header can be set: EventSource, an image of a page.
 
-    A ticket names its context and its end and is signed; nothing is stored. `now` is seconds since the epoch; `secret` must be random,
-    and the same on every node that shall accept the ticket.
+    A ticket names its end and the key that asked for it, whose revocation ends it too; it is signed for its context, and nothing is
+    stored. `now` is seconds since the epoch; `secret` must be random, and the same on every node that shall accept the ticket.
     """
 
     _FORMAT = struct.Struct(">d16s")
+    """The end and the signature; the key's id follows."""
 
     def __init__(self, secret: bytes, ttl_s: float, now: Callable[[], float]) -> None:
         self._secret = secret
         self.ttl_s = ttl_s
         self._now = now
 
-    def issue(self, context_id: str) -> str:
-        end = self._now() + self.ttl_s
-        return base64.urlsafe_b64encode(self._FORMAT.pack(end, self._signature(context_id, end))).decode().rstrip("=")
+    def issue(self, context_id: str, key_id: str) -> str:
+        end, key = self._now() + self.ttl_s, key_id.encode()
+        ticket = self._FORMAT.pack(end, self._signature(context_id, end, key)) + key
+        return base64.urlsafe_b64encode(ticket).decode().rstrip("=")
 
-    def accepts(self, ticket: str, context_id: str) -> bool:
-        """Whether the ticket is ours, for this context, and not over."""
+    def key_of(self, ticket: str, context_id: str) -> str | None:
+        """The id of the key that asked for the ticket; None if it is not ours, not for this context, or over."""
         try:
-            end, signature = self._FORMAT.unpack(base64.urlsafe_b64decode(ticket + "=" * (-len(ticket) % 4)))
+            given = base64.urlsafe_b64decode(ticket + "=" * (-len(ticket) % 4))
+            end, signature = self._FORMAT.unpack_from(given)
         except (ValueError, struct.error):
-            return False
-        return hmac.compare_digest(signature, self._signature(context_id, end)) and self._now() < end
+            return None
+        key = given[self._FORMAT.size :]
+        if not hmac.compare_digest(signature, self._signature(context_id, end, key)) or self._now() >= end:
+            return None
+        return key.decode()
 
-    def _signature(self, context_id: str, end: float) -> bytes:
-        return hmac.new(self._secret, struct.pack(">d", end) + context_id.encode(), sha256).digest()[:16]
+    def _signature(self, context_id: str, end: float, key: bytes) -> bytes:
+        # The key's length is signed too, so that no end of the key can be taken for the beginning of a context's id.
+        signed = struct.pack(">dI", end, len(key)) + key + context_id.encode()
+        return hmac.new(self._secret, signed, sha256).digest()[:16]
 
 
 def cors_headers(origin: str, allowed: frozenset[str]) -> Mapping[str, str]:

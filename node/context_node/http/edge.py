@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 from aiohttp.web_request import BaseRequest
 
 from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Refusal, Unavailable
@@ -32,6 +32,7 @@ from context_node.http.wire import DateLine, WireResponse
 logger = logging.getLogger("contextstore.http")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}\Z")
 OVERLOADED_RETRY_S = 1
+KEY_REVOKED = "key revoked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,8 @@ class Edge:
         self._dates = DateLine(parts.now, "contextstore")
         self._requests = 0
         self._cors = parts.access.cors_origins
+        if parts.access.keyring is not None:
+            parts.access.keyring.on_change(self.close_revoked_streams)
 
     async def handle(self, request: BaseRequest) -> web.StreamResponse:
         """Answer one request. Never raises anything but cancellation and a lost connection."""
@@ -111,8 +114,8 @@ class Edge:
         if self.metrics.in_flight - self.metrics.streams > limits.requests_in_flight_max and not route.is_exempt:
             self.metrics.refused_overload += 1
             raise Overloaded("The node has too many requests at once; retry shortly.", retry_after_s=OVERLOADED_RETRY_S)
-        has_ticket = route.is_stream and "ticket=" in query and self._has_ticket(parameters, query)
-        identity = self.parts.access.identify(request, route, has_ticket)
+        ticket_key = self._key_of_ticket(parameters, query) if route.is_stream and "ticket=" in query else None
+        identity = self.parts.access.identify(request, route, ticket_key)
         call = Call(request, route, parameters, query, request_id, identity)
         if route.is_stream:
             return await route.handler(self, call)
@@ -132,9 +135,9 @@ class Edge:
             )
         return Unavailable("The answer was not ready in time; retry shortly.", timeout_s=timeout_s)
 
-    def _has_ticket(self, parameters: tuple[str, ...], query: str) -> bool:
+    def _key_of_ticket(self, parameters: tuple[str, ...], query: str) -> str | None:
         ticket = parse_query(query, StreamQuery).ticket
-        return ticket is not None and self.parts.tickets.accepts(ticket, parameters[0])
+        return None if ticket is None else self.parts.tickets.key_of(ticket, parameters[0])
 
     async def _to_wire(self, request: BaseRequest, reply: Reply, request_id: str) -> WireResponse:
         limits = self.limits
@@ -163,6 +166,12 @@ class Edge:
         self.is_closing = True
         for stream in tuple(self.streams):
             stream.stop(reason)
+
+    def close_revoked_streams(self) -> None:
+        """End the streams whose key is not good any more; called when the keys changed. Does not wait."""
+        for stream in tuple(self.streams):
+            if not self.parts.access.still_allows(stream.identity, stream.scope):
+                stream.stop(KEY_REVOKED, WSCloseCode.POLICY_VIOLATION)
 
     def _request_id(self, request: BaseRequest) -> str:
         """The client's own id for the request if it is a sane one, else a new one."""

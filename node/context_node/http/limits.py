@@ -32,6 +32,10 @@ class HttpLimits:
     """Requests worked on at once; more are refused at once."""
     request_timeout_s: float = 30.0
     """After this a request answers 503."""
+    connections_max: int = 8192
+    """Connections open at once; more are closed at once, unread."""
+    head_timeout_s: float = 20.0
+    """How long a new connection may take to its first request's head. After an answer keep-alive bounds it."""
     streams_max: int = 2048
     """Streams open at once."""
     heartbeat_s: float = 15.0

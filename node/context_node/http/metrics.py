@@ -41,6 +41,9 @@ class HttpMetrics(Collector):
     def __init__(self, registry: CollectorRegistry, routes: Sequence[str]) -> None:
         self.of_route = {route: RouteMetrics(route) for route in (*routes, NO_ROUTE)}
         self.in_flight = 0
+        self.connections = 0
+        self.refused_connections = 0
+        self.late_heads = 0
         self.streams = 0
         self.stream_frames = 0
         self.refused_overload = 0
@@ -66,6 +69,13 @@ class HttpMetrics(Collector):
         yield requests
         yield duration
         yield GaugeMetricFamily("contextstore_http_requests_in_flight", "Requests being worked on.", self.in_flight)
+        yield GaugeMetricFamily("contextstore_http_connections", "Connections open.", self.connections)
+        yield CounterMetricFamily(
+            "contextstore_http_refused_connections", "Connections closed at once because too many were open.", self.refused_connections
+        )
+        yield CounterMetricFamily(
+            "contextstore_http_late_heads", "Connections closed because no request's head came in time.", self.late_heads
+        )
         yield GaugeMetricFamily("contextstore_http_streams", "Streams open.", self.streams)
         yield CounterMetricFamily("contextstore_http_stream_frames", "Frames sent on streams.", self.stream_frames)
         yield CounterMetricFamily(

@@ -2,12 +2,14 @@
 
 Knows aiohttp's low-level server, which hands every request to one function: the table of routes is ours, so aiohttp's router would only
 cost. Does not know what is served. Invariants: after `stop` returns, no request is being worked on; readiness fails before anything else
-does.
+does; at most `connections_max` connections are open, and none stays open without a request: before the first head `head_timeout_s` bounds
+it, after an answer keep-alive does, which half a head does not prolong.
 """
 
 import asyncio
 import logging
-from typing import Any
+from itertools import takewhile
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
@@ -27,11 +29,35 @@ LINE_BYTES_MAX = 2 * 1024 * 1024
 is still sending: an id of a mebibyte shall get its 400."""
 HEADER_BYTES_MAX = 16 * 1024
 BACKLOG = 1024
+SWEEPS_PER_TIMEOUT = 4
+SWEEP_S_MAX = 1.0
 STOP_REASON = "the node is stopping"
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's connection, with our shape for what is refused before it is a request: bad HTTP, heads that are too long."""
+    """aiohttp's connection, counted, and with our shape for what is refused before it is a request: bad HTTP, heads that are too long."""
+
+    __slots__ = ("_listener",)
+
+    def __init__(self, listener: "Listener", **options: Any) -> None:
+        super().__init__(listener, **options)
+        self._listener = listener
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._listener.admit(self):
+            super().connection_made(transport)
+        else:
+            # Whether it would have been a probe cannot be told without reading, and reading is what there is no room for.
+            self._force_close = True
+            cast(asyncio.Transport, transport).abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._listener.forget(self)
+        super().connection_lost(exc)
+
+    def has_begun(self) -> bool:
+        """Whether the head of a request, good or bad, has come."""
+        return self._request_count > 0
 
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -48,14 +74,55 @@ class Connection(web.RequestHandler):
 
 
 class Listener(web.Server):
-    """aiohttp's server, making our connections."""
+    """aiohttp's server, making our connections, within bounds.
+
+    New connections are watched by one sweep, oldest first, that looks at each once, when its time for a head is over: a timer for each
+    connection or a look at each request would cost more.
+    """
 
     def __init__(self, edge: Edge, **options: Any) -> None:
         super().__init__(edge.handle, **options)
         self._options = options
+        self._edge = edge
+        self._open: set[Connection] = set()
+        self._new: dict[Connection, float] = {}
+        """When connections opened that were not looked at since, oldest first."""
+        self._sweep_s = min(SWEEP_S_MAX, edge.limits.head_timeout_s / SWEEPS_PER_TIMEOUT)
+        self._sweep_timer = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
 
     def __call__(self) -> web.RequestHandler:
         return Connection(self, loop=asyncio.get_running_loop(), **self._options)
+
+    def admit(self, connection: Connection) -> bool:
+        """Whether there is room for one more; it then counts until it is forgotten."""
+        metrics = self._edge.metrics
+        if len(self._open) >= self._edge.limits.connections_max:
+            metrics.refused_connections += 1
+            return False
+        self._open.add(connection)
+        self._new[connection] = self._edge.parts.clock()
+        metrics.connections += 1
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is closed, or never was admitted."""
+        if connection in self._open:
+            self._open.remove(connection)
+            self._new.pop(connection, None)
+            self._edge.metrics.connections -= 1
+
+    def stop_sweeping(self) -> None:
+        self._sweep_timer.cancel()
+
+    def _sweep(self) -> None:
+        """Close the connections that never sent a whole head and had their time."""
+        self._sweep_timer = asyncio.get_running_loop().call_later(self._sweep_s, self._sweep)
+        opened_before = self._edge.parts.clock() - self._edge.limits.head_timeout_s
+        for connection in [one for one, _ in takewhile(lambda entry: entry[1] <= opened_before, self._new.items())]:
+            del self._new[connection]
+            if not connection.has_begun():
+                self._edge.metrics.late_heads += 1
+                connection.force_close()
 
 
 class HttpServer:
@@ -66,6 +133,7 @@ class HttpServer:
         self.host = ""
         self.port = 0
         self._runner: web.ServerRunner | None = None
+        self._listener: Listener | None = None
 
     @property
     def url(self) -> str:
@@ -81,14 +149,16 @@ class HttpServer:
             "max_line_size": LINE_BYTES_MAX,
             "max_field_size": HEADER_BYTES_MAX,
         }
-        runner = web.ServerRunner(Listener(self.edge, **options), handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+        listener = Listener(self.edge, **options)
+        runner = web.ServerRunner(listener, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
         except BaseException:
+            listener.stop_sweeping()
             await runner.cleanup()
             raise
-        self._runner = runner
+        self._runner, self._listener = runner, listener
         self.host, self.port = runner.addresses[0][:2]
         event(logger, "listening", url=self.url)
 
@@ -101,6 +171,9 @@ class HttpServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        if self._listener is not None:
+            self._listener.stop_sweeping()
+            self._listener = None
         self.edge.close()
         event(logger, "stopped_listening")
 

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.web_request import BaseRequest
 
+from context_node.api_keys import Identity, Scope
 from context_node.contexts.refusals import InvalidRequest, Overloaded, Refusal, Unavailable
 from context_node.http.auth import chosen_protocols
 from context_node.http.calls import Call, id_of
@@ -39,12 +40,16 @@ Send = Callable[[bytes], Awaitable[None]]
 
 
 class Slot:
-    """A place among the node's streams. `stop` ends the stream with a reason; closing gives the place back."""
+    """A place among the node's streams. `stop` ends the stream with a reason; closing gives the place back. `identity` was let in with
+    `scope`, and must stay good for it."""
 
-    def __init__(self, edge: "Edge") -> None:
+    def __init__(self, edge: "Edge", identity: Identity, scope: Scope | None) -> None:
         self._edge = edge
+        self.identity = identity
+        self.scope = scope
         self.task: asyncio.Task[None] | None = None
         self.stop_reason = ""
+        self.close_code = WSCloseCode.OK
 
     def __enter__(self) -> "Slot":
         edge = self._edge
@@ -64,10 +69,11 @@ class Slot:
     def is_stopped(self) -> bool:
         return bool(self.stop_reason)
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: WSCloseCode = WSCloseCode.GOING_AWAY) -> None:
         """End the stream; it says `reason` to its reader. Does not wait."""
         if not self.stop_reason:
             self.stop_reason = reason
+            self.close_code = code
             if self.task is not None:
                 self.task.cancel()
 
@@ -80,7 +86,7 @@ async def stream(edge: "Edge", call: Call) -> web.StreamResponse:
     is_websocket = request.headers.get("Upgrade", "").lower() == "websocket"
     if not is_websocket and "text/event-stream" not in request.headers.get("Accept", ""):
         raise InvalidRequest("Open a WebSocket here, or ask for Server-Sent Events by `Accept: text/event-stream`.", field="Accept")
-    with Slot(edge) as slot:
+    with Slot(edge, call.identity, call.route.scope) as slot:
         subscription = await edge.service.subscribe(context_id, cursor)
         try:
             follow = _follow_by_websocket if is_websocket else _follow_by_events
@@ -119,8 +125,7 @@ async def _follow_by_websocket(edge: "Edge", call: Call, context_id: str, slot: 
 
     async def pump() -> None:
         reason = await _pump(edge, request, slot, subscription, send, websocket_frame, HEARTBEAT)
-        code = WSCloseCode.GOING_AWAY if slot.stop_reason else WSCloseCode.OK
-        await socket.close(code=code, message=reason.encode()[:120])
+        await socket.close(code=slot.close_code, message=reason.encode()[:120])
 
     async with asyncio.TaskGroup() as tasks:
         slot.task = tasks.create_task(pump())
@@ -238,4 +243,4 @@ async def ticket(edge: "Edge", call: Call) -> Reply:
     parse_query(call.query, NoQuery)
     await edge.service.get_context(context_id)
     tickets = edge.parts.tickets
-    return json_reply(201, msgspec.json.encode(TicketAnswer(tickets.issue(context_id), tickets.ttl_s)))
+    return json_reply(201, msgspec.json.encode(TicketAnswer(tickets.issue(context_id, call.identity.key_id), tickets.ttl_s)))

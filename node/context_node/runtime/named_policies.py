@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from context_node.contexts.commands import CopyPolicy, DeletePolicyCommand, PolicyRecord, PutPolicyCommand, encode_json
+from context_node.contexts.commands import CopyPolicy, DeletePolicyCommand, PolicyRecord, PutPolicyCommand
 from context_node.contexts.refusals import PolicyNotFound
 from context_node.contexts.replies import NamedPolicyView, Reply
 from context_node.contexts.requests import PutPolicy
 from context_node.contexts.strategies import parse_strategy
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, accepted
-from context_node.runtime.writes import check_numbers
+from context_node.runtime.writes import check_numbers, policy_config
 
 
 class NamedPolicies:
@@ -34,7 +34,7 @@ class NamedPolicies:
             name,
             0,
             request.strategy,
-            encode_json(request.config),
+            policy_config(request.config),
             request.token_budget,
             request.trigger_ratio,
             request.target_ratio,

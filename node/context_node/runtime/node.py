@@ -121,6 +121,7 @@ class Node:
         try:
             recovered = log.recover()
             if not recovered:
+                self._check_nothing_is_there()
                 recovered = self._bootstrap(log)
             self._check_shards(recovered)
             self._remove_leftovers(recovered)
@@ -179,6 +180,21 @@ class Node:
                 raise StorageFailed(path, "create", "the first checkpoint was not complete")
         finally:
             store.close()
+
+    def _check_nothing_is_there(self) -> None:
+        """A log without shards begins a new node. If there are databases that hold anything, their log was lost: nothing may be removed or
+        begun (H1). Those of a bootstrap that was cut short are empty."""
+        disk = self.options.disk
+        for name in disk.names_in(self._state_dir):
+            if not name.endswith(".db"):
+                continue
+            path = os.path.join(self._state_dir, name)
+            store = StateStore(path, int(name.partition("-")[0]), self._state_options())
+            index = store.applied().index
+            store.close()
+            if index > FIRST_INDEX:
+                what = f"log.db is missing or empty, and state/{name} holds data; restore the whole data directory"
+                raise StorageFailed(self.options.data_dir, "start", what)
 
     def _check_shards(self, recovered: dict[int, RecoveredShard]) -> None:
         count = len(recovered) - (SYSTEM_SHARD in recovered)

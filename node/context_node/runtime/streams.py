@@ -61,6 +61,7 @@ class Subscription:
         self._is_purged = False
         self._is_over = False
         self.lagged = 0
+        self._error: Exception | None = None
 
     def start(self, last_seq: int) -> None:
         """Begin with the replay up to `last_seq`."""
@@ -78,13 +79,15 @@ class Subscription:
         elif event.compacted:
             self._notices.append((self._last_seq, Frame("compaction", None, self._state())))
         if len(self._notices) > NOTICES_MAX:
-            # A missed rewrite shows in the next one: each tells the whole state of the window. The end of a context is never dropped.
-            del self._notices[next(at for at, (_, frame) in enumerate(self._notices) if frame.event == "compaction")]
+            # A missed rewrite shows in the next one: each tells the whole state of the window. Among ends alone the oldest goes.
+            del self._notices[next((at for at, (_, frame) in enumerate(self._notices) if frame.event == "compaction"), 0)]
         self._wake.set()
 
     async def next(self, timeout_s: float) -> Frame | None:
         """The next frame; None if there was none for `timeout_s` seconds. After `purged` the subscription gives nothing any more."""
         while True:
+            if self._error is not None:
+                raise self._error
             if self._ready:
                 return self._ready.popleft()
             if self._replica.failure is not None:
@@ -151,6 +154,12 @@ class Subscription:
             if not followers:
                 del self._replica.followed[self._context_id]
 
+    def fail(self, error: Exception) -> None:
+        """End the subscription with this error."""
+        self._error = error
+        self.close()
+        self._wake.set()
+
     def stop(self) -> None:
         """Wake the consumer because the replica stopped."""
         self._wake.set()
@@ -163,5 +172,9 @@ def tell_followers(replica: Replica, event: Event) -> None:
         return
     context = replica.machine.contexts.get(event.context_id)
     last_seq = context.head.last_seq if context is not None else 0
-    for follower in followers:
-        follower.tell(event, last_seq)
+    for follower in tuple(followers):
+        try:
+            follower.tell(event, last_seq)
+        except Exception as error:
+            # A follower's trouble is its own: the shard goes on, and the reader finds its stream ended.
+            follower.fail(error)

@@ -35,7 +35,7 @@ class UpkeepLimits:
 
 def context_bytes(context: Context) -> int:
     """Roughly what a loaded context costs in memory: its window's text, and objects around it."""
-    return 2_000 + 5 * context.window.tokens + 700 * len(context.window.items)
+    return 2_000 + context.window.size_bytes + 700 * len(context.window.items)
 
 
 class Upkeep:

@@ -5,9 +5,9 @@ Invariant: everything is validated before it is proposed (S1); the reply comes f
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -37,7 +37,7 @@ from context_node.contexts.configuring import changed_config, first_config
 from context_node.contexts.context import ACTIVE, Context
 from context_node.contexts.items import HEAD_ROLES, LIVE
 from context_node.contexts.machine import not_found
-from context_node.contexts.refusals import InvalidRequest, MessageNotFound, Unprocessable
+from context_node.contexts.refusals import InvalidRequest, MessageNotFound, TooLarge, Unprocessable
 from context_node.contexts.replies import Appended, ContextView, Put, Reply, Rewritten
 from context_node.contexts.requests import Append, Compact, NewMessage, PatchMetadata, PolicyChoice, PutContext
 from context_node.contexts.strategies import parse_strategy
@@ -48,6 +48,10 @@ from context_node.runtime.replica import Replica
 from context_node.runtime.shards import ShardDirectory, accepted
 
 TOKEN_BUDGET_MAX = 10_000_000
+POLICY_CONFIG_BYTES_MAX = 64 * 1024
+REBUILD_ROWS = 16
+REBUILD_BYTES_MAX = 16 << 20
+"""A rebuild's command carries the messages that it read; so many bytes of them are enough, whatever the budget."""
 
 
 class _Arrival(NamedTuple):
@@ -231,16 +235,21 @@ class Writes:
         return cast(Rewritten, accepted(await replica.propose(command)))
 
     async def _rebuild(self, replica: Replica, context: Context, request: Compact) -> Rewritten:
-        head = context.head
-        messages: list[Restored] = []
-        spent = 0
-        last = head.last_seq
         await replica.stored()
-        while last >= 1 and spent <= head.config.token_budget and len(messages) < self._rules.window_items_max:
-            first = max(1, last - 199)
-            rows = list(replica.store.messages(context.ordinal, [(first, last)]))
+        # After the wait: what the command says of the history must be what it was read from, and of the same context.
+        present = replica.context(context.id)
+        if present is None:
+            raise not_found(context.id)
+        head = present.head
+        messages: list[Restored] = []
+        spent = size = 0
+        last = head.last_seq
+        while last >= 1 and spent <= head.config.token_budget and len(messages) < self._rules.window_items_max and size < REBUILD_BYTES_MAX:
+            first = max(1, last - REBUILD_ROWS + 1)
+            rows = list(replica.store.messages(present.ordinal, [(first, last)]))
             messages[:0] = [Restored(*row) for row in rows]
             spent += sum(lookback.tokens_of(row[2]) for row in rows)
+            size += sum(len(row[1]) for row in rows)
             last = first - 1
         key = _key(request.key, encode_json(["rebuild", request.if_version]))
         command = RebuildWindow(context.id, self._now_ms(), self._rules, tuple(messages), head.last_seq, request.if_version, key)
@@ -250,6 +259,8 @@ class Writes:
         """Pin a message, or unpin it. A message that left the window comes back with its unit."""
         replica = self._shards.replica_of(context_id)
         await replica.read_barrier()
+        if pinned:
+            await replica.stored()
         context = replica.context(context_id)
         if context is None:
             raise not_found(context_id)
@@ -259,7 +270,6 @@ class Writes:
             )
         restored: tuple[Restored, ...] = ()
         if pinned:
-            await replica.stored()
             around = (max(1, seq - lookback.REACH), min(context.head.last_seq, seq + lookback.REACH))
             rows = [Restored(*row) for row in replica.store.messages(context.ordinal, [around])]
             restored = tuple(lookback.unit_of(rows, seq))
@@ -307,7 +317,15 @@ def policy_spec(choice: PolicyChoice | None) -> PolicySpec | None:
     if choice.strategy is None:
         raise InvalidRequest("policy needs either a strategy or a ref.", field="policy")
     parse_strategy(choice.strategy, choice.config, "policy.config")
-    return PolicySpec(strategy=choice.strategy, config=encode_json(choice.config))
+    return PolicySpec(strategy=choice.strategy, config=policy_config(choice.config))
+
+
+def policy_config(config: Mapping[str, Any]) -> bytes:
+    """A policy's config as it is replicated. Raises `TooLarge`: each shard and each context that has it keeps a copy."""
+    data = encode_json(config)
+    if len(data) > POLICY_CONFIG_BYTES_MAX:
+        raise TooLarge(f"A policy's config has at most {POLICY_CONFIG_BYTES_MAX} bytes; this one has {len(data)}.", field="config")
+    return data
 
 
 def check_numbers(budget: int | None, trigger: float | None, target: float | None, tokenizer: str | None) -> None:
