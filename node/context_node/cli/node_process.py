@@ -161,7 +161,9 @@ def connections_max(settings: Settings) -> int:
     allowed = descriptors.connections_within(files_max, settings.shards)
     if allowed >= settings.connections_max:
         return settings.connections_max
-    event(logger, "connections_lowered", logging.WARNING, connections_max=allowed, wished=settings.connections_max, open_files_max=files_max)
+    event(
+        logger, "connections_lowered", logging.WARNING, connections_max=allowed, wished=settings.connections_max, open_files_max=files_max
+    )
     return allowed
 
 
