@@ -24,7 +24,7 @@ def _totals(shard: StoredShard) -> dict[str, object]:
                 for call_id, calls in window.open_calls.items()
             }
             bodies = [item.body for item in window.items]
-            numbers = (window.tokens, window.head_tokens, window.head_count, window.waiting, window.stable_count)
+            numbers = (window.tokens, window.size_bytes, window.head_tokens, window.head_count, window.waiting, window.stable_count)
             flags = (sorted(window.loose), window.is_stale, window.rewritten_seq, window.forced)
             seen[name] = (bodies, numbers, flags, open_calls, context.rewritten, context.rewritten_floor)
     return seen

@@ -13,7 +13,6 @@ from context_node.contexts.machine import Machine
 from context_node.contexts.replies import Appended, Refused, Reply
 from context_node.contexts.requests import NewMessage
 
-
 RULES = Rules()
 
 
