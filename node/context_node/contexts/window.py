@@ -19,8 +19,8 @@ class Window:
     """Items in order, with their totals. `rewritten_seq` is the newest seq at the last rewrite (`stable_through_seq`) and
     `stable_count` how many items stood there then; `forced` tells that the last rewrite evicted only for W1's sake. `head_*`
     sum up the head of the window (W3); they are right after `settle`. `loose` is by role the reasoning that waits for its
-    message; `size_bytes` is that of all
-    bodies; messages of reasoning alone have (or had) `reasoning_roles`. `prefix_hash` is kept by `render` until the next rewrite."""
+    message; messages of reasoning alone have (or had) `reasoning_roles`. `size_bytes` is that of all bodies. `prefix_hash` is kept by
+    `render` until the next rewrite."""
 
     items: list[Item] = field(default_factory=list)
     tokens: int = 0

@@ -35,9 +35,9 @@ from context_node.contexts.commands import (
 )
 from context_node.contexts.configuring import changed_config, first_config
 from context_node.contexts.context import ACTIVE, Context
-from context_node.contexts.items import HEAD_ROLES, LIVE
+from context_node.contexts.items import HEAD_ROLES, MARKER
 from context_node.contexts.machine import not_found
-from context_node.contexts.refusals import InvalidRequest, MessageNotFound, TooLarge, Unprocessable
+from context_node.contexts.refusals import InvalidRequest, MessageNotFound, TooLarge, Unprocessable, VersionConflict
 from context_node.contexts.replies import Appended, ContextView, Put, Reply, Rewritten
 from context_node.contexts.requests import Append, Compact, NewMessage, PatchMetadata, PolicyChoice, PutContext
 from context_node.contexts.strategies import parse_strategy
@@ -48,6 +48,7 @@ from context_node.runtime.replica import Replica
 from context_node.runtime.shards import ShardDirectory, accepted
 
 TOKEN_BUDGET_MAX = 10_000_000
+PIN_TRIES = 3
 POLICY_CONFIG_BYTES_MAX = 64 * 1024
 REBUILD_ROWS = 16
 REBUILD_BYTES_MAX = 16 << 20
@@ -178,7 +179,7 @@ class Writes:
 
     async def _recounts(self, context: Context, tokenizer: str | None) -> tuple[Recount, ...]:
         name = tokenizer or context.head.config.tokenizer
-        items = [item for item in context.window.items if item.kind == LIVE]
+        items = [item for item in context.window.items if item.kind != MARKER]
 
         def count() -> tuple[Recount, ...]:
             return tuple(
@@ -257,6 +258,15 @@ class Writes:
 
     async def pin(self, context_id: str, seq: int, pinned: bool) -> Rewritten:
         """Pin a message, or unpin it. A message that left the window comes back with its unit."""
+        for _ in range(PIN_TRIES - 1):
+            try:
+                return await self._pin(context_id, seq, pinned)
+            except VersionConflict:
+                # It left the window between reading its unit and applying: read it again.
+                continue
+        return await self._pin(context_id, seq, pinned)
+
+    async def _pin(self, context_id: str, seq: int, pinned: bool) -> Rewritten:
         replica = self._shards.replica_of(context_id)
         await replica.read_barrier()
         if pinned:
