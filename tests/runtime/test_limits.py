@@ -86,11 +86,11 @@ def test_the_log_in_memory_and_on_disk_stays_bounded(tmp_path: Path) -> None:
                         refused += 1
                         await asyncio.sleep(0.001)
                 total = sum(replica.group.log_bytes for replica in node.replicas)
-                # Upkeep looks between two checkpoints; meanwhile each writer may come once or twice.
-                assert total < 2 * 150_000 + 3 * 40 * 5_300, "8 MB went through"
+                # Upkeep looks between two checkpoints; meanwhile each writer may come a few times.
+                assert total < 2_000_000, "8 MB went through"
 
         await asyncio.gather(*[write(f"c{number}") for number in range(40)])
-        assert (tmp_path / "log.db-wal").stat().st_size < 5 << 20
+        assert (tmp_path / "log.db-wal").stat().st_size < 4 << 20
         assert (tmp_path / "log.db").stat().st_size < 4 << 20
         assert node.upkeep.checkpoints > 5 and node.engine.counters.log_checkpoints >= 1
         await node.restart(hard=True)

@@ -18,6 +18,7 @@ next start finds it.
 
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import apsw
@@ -134,12 +135,9 @@ class PowerCutDisk(DiskAccess):
         """As `xSync`."""
         self.sync(path, self.names[path])
 
-    def rewrite(self, path: str) -> None:
-        """Write a file over itself and sync it."""
-        inode = self.names.get(path)
-        if inode is not None and inode.cached:
-            self.write(inode, 0, bytes(inode.cached))
-            self.sync(path, inode)
+    def lock(self, path: str) -> Callable[[], None]:
+        """A disk in memory has one user."""
+        return lambda: None
 
     # -- what can fail ------------------------------------------------------------------------------------------------
 

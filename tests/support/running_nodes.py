@@ -137,6 +137,7 @@ async def kill(node: Node) -> None:
             abandon(replica.store._database)
     if log is not None:
         abandon(log._database)
+        log.unlock()
     node.engine = node.log = None
 
 

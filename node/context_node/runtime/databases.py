@@ -12,7 +12,9 @@ Invariants
 """
 
 import errno
+import fcntl
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -128,21 +130,41 @@ class DiskAccess:
         _sync(path, os.O_RDWR)
 
     def rewrite(self, path: str) -> None:
-        """Write the content of `path` over itself and sync it; nothing if there is no such file. Raises `OSError`.
+        """Put a synced copy in the place of the file `path`; nothing if there is no such file. Nobody has it open. Raises `OSError`.
 
         After a failed fsync Linux marks the pages clean: who comes later reads bytes that the disk does not have, and
-        its own fsync succeeds without writing them (Rebello et al., USENIX ATC 2020). Writing them again closes that.
+        its own fsync succeeds without writing them (Rebello et al., USENIX ATC 2020). Writing them again closes that. It must be
+        a copy: if power is lost while a sector is written, the sector may hold neither the old bytes nor the new ones, and these
+        bytes were acknowledged.
         """
-        try:
-            file = open(path, "r+b")  # noqa: SIM115 - the `with` below closes it, a missing file is no error
-        except FileNotFoundError:
+        copy = path + ".copy"
+        if self.exists(copy):
+            self.remove(copy)
+        if not self.exists(path):
             return
-        with file:
-            while chunk := file.read(_REWRITE_CHUNK_BYTES):
-                file.seek(-len(chunk), os.SEEK_CUR)
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+        size = 0
+        while chunk := self.read_at(path, size, _REWRITE_CHUNK_BYTES):
+            self.write_at(copy, size, chunk)
+            size += len(chunk)
+        if size:
+            self.sync_file(copy)
+            self.rename(copy, path)
+            self.sync_directory(os.path.dirname(path) or ".")
+
+    def lock(self, path: str) -> Callable[[], None]:
+        """Take the lock of the file `path` for this process; what is returned gives it back, as the process's end does.
+
+        Raises `apsw.BusyError` if it is taken, `OSError`.
+        """
+        descriptor = os.open(path + "-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                raise apsw.BusyError(f"locked: another process holds {path}-lock") from error
+            raise
+        return lambda: os.close(descriptor)
 
 
 REAL_DISK: Final = DiskAccess()
@@ -196,17 +218,17 @@ def check_sqlite_version(version: str | None = None) -> None:
 def open_database(path: str, options: DatabaseOptions) -> apsw.Connection:
     """Open or create the database at `path`. The caller closes it.
 
-    Without `exclusive`, another lock must keep other processes out of the directory (the log store's does).
+    A lock keeps other processes out of the directory: the log store takes it (`DiskAccess.lock`) before any of this.
     Raises `RuntimeError` for an unsafe library, `StorageError` if the file cannot be opened, is not a database
     or is held by somebody else.
     """
     check_sqlite_version()
     connection: apsw.Connection | None = None
     try:
+        # Under the lock, before SQLite opens it: what an earlier process left may only look durable.
+        options.disk.rewrite(path + "-wal")
         connection = apsw.Connection(path, vfs=options.disk.vfs, statementcachesize=options.statements)
         _configure(connection, options)
-        # Under the lock, before anything new is written: what an earlier process left may only look durable.
-        options.disk.rewrite(path + "-wal")
         options.disk.sync_directory(os.path.dirname(path) or ".")
     except (apsw.Error, OSError) as error:
         failure = storage_error(path, "open", error, connection)

@@ -67,6 +67,7 @@ class Engine:
         self._promises: list[tuple[Replica, int]] = []
         self._is_log_busy = False
         self._is_bound = False
+        self._is_checkpoint_due = False
         self._is_closing = False
         self._is_closed = False
         self._seen = 0
@@ -188,14 +189,17 @@ class Engine:
         if error is not None:
             self.fail(error)
             return
-        if self._log.wants_checkpoint and not self._log_jobs:
-            self._log_jobs.append((self._log.checkpoint, self._checkpointed))
+        if self._log.wants_checkpoint and not self._is_checkpoint_due:
+            # Before other jobs: under load there is always one, and the WAL must not grow meanwhile.
+            self._is_checkpoint_due = True
+            self._log_jobs.insert(0, (self._log.checkpoint, self._checkpointed))
         self._commit()
         for replica, number in promises:
             self._drain(replica, number)
         self._commit()
 
     def _checkpointed(self, error: BaseException | None) -> None:
+        self._is_checkpoint_due = False
         self.counters.log_checkpoints += error is None
 
     def _job_done(self, done: Callable[[BaseException | None], None], error: BaseException | None) -> None:

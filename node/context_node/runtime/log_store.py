@@ -17,7 +17,8 @@ Threads: everything runs on the owner's thread (the event loop) but what `seal` 
 The rows are bound on the event loop because a worker would wait for the interpreter's lock at each row; only COMMIT,
 which waits for the disk, is worth a thread.
 
-The connection locks the file exclusively: no shared-memory index, and a second process on the same data is refused.
+A lock is held from before the file is opened until it is closed: a second process on the same data directory is refused. The
+connection locks the file exclusively as well, so that there is no shared-memory index.
 """
 
 from collections import deque
@@ -87,6 +88,7 @@ class LogStore:
         self._poison: StorageError | None = None
         self._busy = False
         self._open = False
+        self._is_closed = False
         self._rows: dict[int, ShardRow] = {}
         self._spans: dict[int, ShardSpans] = {}
         self._counts = BatchCounts()
@@ -94,16 +96,25 @@ class LogStore:
         self._next_batch = 0
         self._report = CommitReport(0, 0, 0)
         self._commits = self._batches = self._records = self._record_bytes = self._checkpoints = 0
-        self._database = open_database(
-            path,
-            DatabaseOptions(synchronous=options.synchronous, cache_bytes=options.cache_bytes, exclusive=True, disk=options.disk),
-        )
+        try:
+            self.unlock = options.disk.lock(path)
+        except (apsw.Error, OSError) as error:
+            raise storage_error(path, "open", error) from error
+        try:
+            self._database = open_database(
+                path,
+                DatabaseOptions(synchronous=options.synchronous, cache_bytes=options.cache_bytes, exclusive=True, disk=options.disk),
+            )
+        except BaseException:
+            self.unlock()
+            raise
         self._execute = self._database.execute
         try:
             self.boot, self.identity = first_commit(self._database, path, identity_if_new)
             self._commits += 1
         except (apsw.Error, StorageError) as error:
             abandon(self._database)
+            self.unlock()
             raise storage_error(path, "open", error, self._database) from error
         self._wal_start = pages_written(self._database)
 
@@ -318,15 +329,20 @@ class LogStore:
         """Close the files; what is not committed is gone. May be repeated."""
         if self._busy:
             raise StoreInUse(f"{self.path} was closed while its commit or checkpoint ran")
-        if self._poison is not None:
-            abandon(self._database)
+        if self._is_closed:
             return
-        self._poison = StorageFailed(self.path, "use", "the store is closed")
+        self._is_closed = True
         try:
+            if self._poison is not None:
+                abandon(self._database)
+                return
+            self._poison = StorageFailed(self.path, "use", "the store is closed")
             self._database.close()
         except apsw.Error as error:
             abandon(self._database)
             raise storage_error(self.path, "close", error) from error
+        finally:
+            self.unlock()
 
     # -- helpers, in calling order -----------------------------------------------------------------------------------
 
