@@ -7,14 +7,10 @@ Invariant: a task is cancelled at most once for a request, and only while that r
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any
 
-T = TypeVar("T")
-
-
-class Expired(Exception):
-    """The request took too long and was cancelled."""
+Task = asyncio.Task[Any]
 
 
 class Deadlines:
@@ -23,43 +19,33 @@ class Deadlines:
     def __init__(self, timeout_s: float, clock: Callable[[], float]) -> None:
         self.timeout_s = timeout_s
         self._clock = clock
-        self._ends: dict[asyncio.Task[object], float] = {}
-        self._cancelled: set[asyncio.Task[object]] = set()
+        self._ends: dict[Task, float] = {}
+        self._cancelled: set[Task] = set()
         self._is_watching = False
         self._timer: asyncio.TimerHandle | None = None
 
-    async def watch(self, work: Awaitable[T]) -> T:
-        """Do the work of a request. Raises `Expired` if it takes too long."""
-        task = self._begin()
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if task in self._cancelled:
-                raise Expired from None
-            raise
-        finally:
-            self._end(task)
+    def begin(self, task: Task) -> None:
+        """`task` works on a request from now on; it must call `end`."""
+        self._ends[task] = self._clock() + self.timeout_s
+        if not self._is_watching:
+            self._is_watching = True
+            self._watch_later()
+
+    def has_expired(self, task: Task) -> bool:
+        """Whether it was the deadline that cancelled the task."""
+        return task in self._cancelled
+
+    def end(self, task: Task) -> None:
+        """The request is done, in whatever way."""
+        self._ends.pop(task, None)
+        if self._cancelled and task in self._cancelled:
+            self._cancelled.discard(task)
+            task.uncancel()
 
     def close(self) -> None:
         """Watch no longer."""
         if self._timer is not None:
             self._timer.cancel()
-
-    def _begin(self) -> "asyncio.Task[object]":
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a deadline belongs to a task")
-        self._ends[task] = self._clock() + self.timeout_s
-        if not self._is_watching:
-            self._is_watching = True
-            self._watch_later()
-        return task
-
-    def _end(self, task: "asyncio.Task[object]") -> None:
-        self._ends.pop(task, None)
-        if task in self._cancelled:
-            self._cancelled.discard(task)
-            task.uncancel()
 
     def _watch_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(min(0.5, self.timeout_s / 10), self._watch)
@@ -73,7 +59,7 @@ class Deadlines:
         if self._is_watching:
             self._watch_later()
 
-    def _late(self, now: float) -> "list[asyncio.Task[object]]":
+    def _late(self, now: float) -> list[Task]:
         late = []
         for task, end in self._ends.items():
             if end > now:

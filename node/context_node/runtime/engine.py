@@ -21,7 +21,7 @@ from context_node.runtime.log_store import LogStore
 from context_node.runtime.replica import Replica
 from context_node.runtime.worker import Worker
 
-GATHER_S = 0.002
+GATHER_S = 0.005
 """The longest that a batch waits for company."""
 
 QUIET_TURNS = 3

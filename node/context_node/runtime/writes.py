@@ -300,10 +300,8 @@ def make_draft(message: NewMessage, tokenizer: str, has_key: bool = True) -> Dra
     if message.token_count is not None:
         counts = tokens.distribute(message.token_count, counts)
     outputs = None
-    for part in message.parts:
-        if part["type"].startswith(("tool-", "dynamic-tool")):
-            outputs = tokens.count_outputs(tokenizer, message.parts)
-            break
+    if any(part["type"].startswith(("tool-", "dynamic-tool")) for part in message.parts):
+        outputs = tokens.count_outputs(tokenizer, message.parts)
     return draft(message, counts, outputs, has_key or message.id is not None)
 
 
