@@ -1,12 +1,14 @@
 """One node of Context Store: conversations kept whole, windows kept under a token budget, over HTTP.
 
-One write, followed through the folders. `POST /v1/contexts/{id}/messages` is parsed and validated in `http/`, which
-is the only place that reads JSON. `tokens/` counts it. `runtime/` hashes the id to a shard, hydrates what the command
-names and proposes it; `raft/` says what to persist and send; `runtime/` commits one fsynced batch for all shards of
-the node; only then is the entry applied by `contexts/`, which is pure, and the reply leaves.
+One write, followed through the files. `POST /v1/contexts/{id}/messages` is parsed and validated in `http/messages.py`
+(`http/codec.py` is the only place that reads JSON bodies). `runtime/writes.py` hashes the id to a shard, has `tokens/` count and
+`contexts/commands.py` draft the messages, and proposes the command (`runtime/replica.py`); `raft/` says what to persist and send;
+`runtime/engine.py` commits one fsynced batch for all shards of the node (`runtime/log_store.py`); only then is the entry applied by
+`contexts/machine.py`, which is pure, and the reply leaves. `contexts/compaction.py` evicts where the window grew too large;
+`runtime/upkeep.py` stores the effects behind. A refusal becomes a status in `http/problems.py`.
 
-One read. `GET /v1/contexts/{id}/context` asks `runtime/` for a read index, then joins the window's messages, which are
-kept in memory as ready JSON bytes. Its cost follows the window, never the history.
+One read. `GET /v1/contexts/{id}/context` comes through `http/window.py` to `runtime/reads.py`, which waits for what was acknowledged before
+and joins the window's messages (`contexts/render.py`), kept in memory as ready JSON bytes. Its cost follows the window, never the history.
 
 Imports point downwards only: `cli` > `http` > `runtime` > `tokens` > `contexts` | `raft`; import-linter enforces it.
 `settings` and `api_keys` are leaves that the upper layers share.

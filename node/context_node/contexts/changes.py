@@ -1,7 +1,7 @@
 """What applying commands changed and the database does not have yet.
 
-Knows the rows to store. Knows nothing of databases: the runtime drains it. Invariant: whatever is here is a function of the
-log, and storing it together with the applied index at which it was drained loses nothing and doubles nothing.
+Knows the rows to store. Knows nothing of databases: the runtime drains it. Invariant: whatever is here is a function of the log, and
+storing it together with the applied index at which it was drained loses nothing and doubles nothing.
 """
 
 from dataclasses import dataclass, field

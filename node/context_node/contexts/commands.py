@@ -1,7 +1,7 @@
 """What is written to the Raft log: frozen, versioned values that carry all that is not a function of the log.
 
-The proposer puts times, token counts, digests, defaults and limits into a command, so that every replica answers the same
-(W5). A type's tag holds its revision: behaviour changes by a new type, never by editing an old one. Encoded as MessagePack.
+The proposer puts times, token counts, digests, defaults and limits into a command, so that every replica answers the same (W5). A type's
+tag holds its revision: behaviour changes by a new type, never by editing an old one. Encoded as MessagePack.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """When a window is compacted, and how it is brought below its target: edits by the strategy first, eviction last.
 
-Knows SEMANTICS.md "Ratios and eviction". Invariants: the floor never leaves (W2, W3), and a window that can fit its budget
-does (W1). Without need it costs a few comparisons, whatever the window's size.
+Knows SEMANTICS.md "Ratios and eviction". Invariants: the floor never leaves (W2, W3), and a window that can fit its budget does (W1).
+Without need it costs a few comparisons, whatever the window's size.
 """
 
 from collections.abc import Sequence

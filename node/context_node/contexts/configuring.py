@@ -1,7 +1,7 @@
 """A context's configuration: how it is resolved at creation, and how PUT and PATCH change it.
 
-Knows SEMANTICS.md "Policies by name" (own, then the policy's, then the cluster's) and RFC 7396. Changes nothing; gives new
-values or refuses.
+Knows SEMANTICS.md "Policies by name" (own, then the policy's, then the cluster's) and RFC 7396. Changes nothing; gives new values or
+refuses.
 """
 
 from typing import Any

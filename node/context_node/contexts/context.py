@@ -1,8 +1,7 @@
 """One context: its configuration, counters and window, and how they are stored.
 
-Knows what a context's record holds and how a window is read back from it and the messages it names. Knows nothing of where
-records are kept.
-Invariants: `record()` and `read_context` are inverse; equal contexts have equal records, byte for byte (W5).
+Knows what a context's record holds and how a window is read back from it and the messages it names. Knows nothing of where records are
+kept. Invariants: `record()` and `read_context` are inverse; equal contexts have equal records, byte for byte (W5).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

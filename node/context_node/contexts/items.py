@@ -1,7 +1,7 @@
 """The items of a window: messages as they came, messages with parts left out, summaries, and markers for calls without a result.
 
-Knows how an item's JSON is made. Knows nothing of the order of items or of budgets. Invariants: an item never changes once it stands in
-a window (an edit makes a new item), and `tokens` is its part costs plus its overhead.
+Knows how an item's JSON is made. Knows nothing of the order of items or of budgets. Invariants: an item never changes once it stands in a
+window (an edit makes a new item), and `tokens` is its part costs plus its overhead.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,9 +1,8 @@
 """The state machine of a shard: commands in log order become replies, events and changes to store.
 
-Knows SEMANTICS.md and nothing outside it: no clock, no I/O, no asyncio. The runtime loads the contexts that commands name
-(`contexts`) and the keys and ids that they carry (`Found`) before it applies, and stores `changes` behind. Invariants: applying
-is total (a refusal is a reply) and deterministic (the same log gives the same records, byte for byte); a command adds at most 1
-to a context's version.
+Knows SEMANTICS.md and nothing outside it: no clock, no I/O, no asyncio. The runtime loads the contexts that commands name (`contexts`)
+and the keys and ids that they carry (`Found`) before it applies, and stores `changes` behind. Invariants: applying is total (a refusal is
+a reply) and deterministic (the same log gives the same records, byte for byte); a command adds at most 1 to a context's version.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Policies by name: their records, which one a context follows, and the plan that comes of it.
 
-Knows SEMANTICS.md "Policies by name". The system group numbers generations; a shard only ever takes a newer one. Invariant: a
-policy that reached the log can be parsed by the revision that wrote it; one that this revision cannot parse acts as the default
-strategy, never as a fault.
+Knows SEMANTICS.md "Policies by name". The system group numbers generations; a shard only ever takes a newer one. Invariant: a policy that
+reached the log can be parsed by the revision that wrote it; one that this revision cannot parse acts as the default strategy, never as a
+fault.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The answer to "give me the window": a join of bytes that are ready, and what is said about them.
 
-Knows the JSON shape of a window (PRODUCT.md, GET `/contexts/{id}/context`). Invariant: equal windows give equal bytes (W5).
-`REVISION` is part of every ETag: change it with the shape.
+Knows the JSON shape of a window (PRODUCT.md, GET `/contexts/{id}/context`). Invariant: equal windows give equal bytes (W5). `REVISION` is
+part of every ETag: change it with the shape.
 """
 
 from collections.abc import Sequence

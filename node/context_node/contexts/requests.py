@@ -1,7 +1,7 @@
 """What a caller asks of a context, as validated values.
 
-Knows the meaning and the range of every field. Knows neither JSON nor HTTP: the edge (`http/`) parses bytes into these types
-and the runtime turns them into commands. Invariant: whoever holds one of these values may trust it; nothing inside checks it again.
+Knows the meaning and the range of every field. Knows neither JSON nor HTTP: the edge (`http/`) parses bytes into these types and the
+runtime turns them into commands. Invariant: whoever holds one of these values may trust it; nothing inside checks it again.
 """
 
 from collections.abc import Mapping, Sequence

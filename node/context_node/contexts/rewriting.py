@@ -1,7 +1,7 @@
 """Rewriting a window by hand: a range, the whole, from history anew.
 
-Knows SEMANTICS.md "Rewriting by hand". Functions look at a context and give the new items, or raise a `Refusal`; they change
-nothing. Invariants: history is never touched (W6), no unit is split (W2), waiting calls and the head stay (W2, W3).
+Knows SEMANTICS.md "Rewriting by hand". Functions look at a context and give the new items, or raise a `Refusal`; they change nothing.
+Invariants: history is never touched (W6), no unit is split (W2), waiting calls and the head stay (W2, W3).
 """
 
 from collections.abc import Callable, Sequence

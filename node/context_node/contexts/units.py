@@ -1,7 +1,7 @@
 """Units and turns: what belongs together in a window, and what may leave it first.
 
-Knows SEMANTICS.md "Pairs, units, turns". Works on a list of items and keeps nothing. Invariants: the units partition the
-items, and the calls that `link` finds open are those that joining the same items one by one leaves open.
+Knows SEMANTICS.md "Pairs, units, turns". Works on a list of items and keeps nothing. Invariants: the units partition the items, and the
+calls that `link` finds open are those that joining the same items one by one leaves open.
 """
 
 from collections.abc import Sequence

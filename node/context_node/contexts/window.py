@@ -1,9 +1,9 @@
 """The window of one context: an ordered list of items, their cost, and the calls that still want a result.
 
-Knows how an item joins at the end (pairing, markers, orphans; SEMANTICS.md "Pairs, units, turns"). Knows neither budgets
-nor policies. Invariants: every result in the window stands behind its call; `tokens` and `head_tokens` are the sums over the
-items; all but the stable mark follows from the items alone, so that a window read back is the window that was stored (W5);
-between rewrites the list only grows at its end (W4). Joining costs the same however long the history is.
+Knows how an item joins at the end (pairing, markers, orphans; SEMANTICS.md "Pairs, units, turns"). Knows neither budgets nor policies.
+Invariants: every result in the window stands behind its call; `tokens` and `head_tokens` are the sums over the items; all but the stable
+mark follows from the items alone, so that a window read back is the window that was stored (W5); between rewrites the list only grows at
+its end (W4). Joining costs the same however long the history is.
 """
 
 from collections.abc import Iterable, Set

@@ -1,9 +1,8 @@
 """How long a request may take, watched for all requests together.
 
 Knows tasks and a clock. Does not know what a request does. `asyncio.timeout` arms and disarms a timer for each request, a tenth of a
-small one;
-every request here has the same limit, so they end in the order in which they began, and one timer that looks at the oldest serves them all.
-Invariant: a task is cancelled at most once for a request, and only while that request is being worked on.
+small one; every request here has the same limit, so they end in the order in which they began, and one timer that looks at the oldest
+serves them all. Invariant: a task is cancelled at most once for a request, and only while that request is being worked on.
 """
 
 import asyncio

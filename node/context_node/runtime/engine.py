@@ -1,14 +1,13 @@
 """The replica loop: all shards of a node, one log, one fsync per batch.
 
 A turn drains the Raft groups that have work: what must be durable is gathered into a batch, what is committed is applied and answered.
-While
-batch k is being synced in the worker, batch k+1 gathers; so one fsync serves every shard that wrote meanwhile. This is where fsync
-happens before
-a reply: `_commit` hands the batch to the worker, `_committed` tells each group what is durable, and only then do groups commit and
-replicas answer.
+While batch k is being synced in the worker, batch k+1 gathers; so one fsync serves every shard that wrote meanwhile. This is where fsync
+happens before a reply: `_write` hands the batch to the worker, `_committed` tells each group what is durable, and only then do groups
+commit and replicas apply and answer.
 
-Knows the order of persist, apply and reply (P1-P13). Knows no HTTP, no contexts. Invariants: at most one commit is under way; a group hears
-`persisted` only after the COMMIT that holds its record returned (P12); after a failed commit nothing is acknowledged any more (P10).
+Knows the order of persist, apply and reply (P1-P13). Knows no HTTP, no contexts. Invariants: at most one commit is under way; a group
+hears `persisted` only after the COMMIT that holds its record returned (P12); after a failed commit nothing is acknowledged any more
+(P10).
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """Policies by name: the system group is their source, every shard keeps a copy.
 
 A PUT goes to the system group; then the leader of each shard puts the newer generation into that shard's own log, so that all replicas of
-a shard
-agree at every index. Invariant: a shard never takes an older generation (the state machine refuses it).
+a shard agree at every index. Invariant: a shard never takes an older generation (the state machine refuses it).
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """A node: its data directory, its life from start to stop, and what happens when a disk fills up.
 
 Knows the layout of the data directory and the order of starting, stopping and starting over. Invariants: replica ids are drawn once and
-kept in the log; what a start finds is durable before it serves (P9); an engine whose log failed is thrown away with its memory and rebuilt
-from the disk (P10).
+kept in the log; what a start finds is durable before it serves (P9); an engine whose log failed is thrown away with its memory and
+rebuilt from the disk (P10).
 
 Layout: `log.db` is the Raft log of all shards; `state/SHARD-GENERATION.db` the state of each; files that the log does not name are
 leftovers.

@@ -1,8 +1,7 @@
 """What reads give: contexts, windows, pages, lists, exports. All from what is applied, after a read barrier (H5).
 
 Pages merge what is in the database with the tail that is not stored yet. Messages leave as the bytes they were kept in. Invariant:
-reading changes
-nothing but what is cached.
+reading changes nothing but what is cached.
 """
 
 import asyncio

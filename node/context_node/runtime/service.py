@@ -1,8 +1,7 @@
 """The face that `http/` sees: everything that can be asked of this node's contexts.
 
 Reading is in `reads`, writing in `writes`, policies in `named_policies`. Every method raises a `Refusal` for what is refused, and nothing
-else for
-what a client can cause.
+else for what a client can cause.
 """
 
 from context_node.runtime.named_policies import NamedPolicies

@@ -1,10 +1,8 @@
 """Following a context: replay from a cursor, then live, on one subscription.
 
 A subscriber pulls: it keeps the seq it has seen, and `next` gives what comes after it, from memory or the database, so that a slow reader
-costs no
-memory and a fast one no wait. Knows nothing of WebSockets or SSE. Invariants: messages come in order of seq, each once; what a live
-reader misses
-by falling too far behind is told as one `gap`; a frame about the window comes after the messages that caused it.
+costs no memory and a fast one no wait. Knows nothing of WebSockets or SSE. Invariants: messages come in order of seq, each once; what a
+live reader misses by falling too far behind is told as one `gap`; a frame about the window comes after the messages that caused it.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """One thread for what waits on a disk: COMMITs, checkpoints, scrubs.
 
-Knows nothing of what it runs. A job runs in the thread; its outcome comes back to the event loop that submitted it. Jobs run one at a time,
-in order. Why not `run_in_executor`: a commit happens thousands of times a second, and a queue with one wake-up each way costs a third of
-it.
+Knows nothing of what it runs. A job runs in the thread; its outcome comes back to the event loop that submitted it. Jobs run one at a
+time, in order. Why not `run_in_executor`: a commit happens thousands of times a second, and a queue with one wake-up each way costs a
+third of it.
 """
 
 import asyncio
