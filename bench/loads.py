@@ -26,13 +26,13 @@ class Load:
     connections: int
     weight: int = 1
 
-    def run(self, seconds: float) -> float:
+    def run(self, seconds: int) -> float:
         """Things done per second. Raises if any answer was an error: a rate of refusals is no rate."""
         with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
             script.write(self.script)
             script.flush()
             threads = "1"
-            command = ["wrk", "-t", threads, "-c", str(self.connections), "-d", f"{seconds:g}s", "-s", script.name, self.url]
+            command = ["wrk", "-t", threads, "-c", str(self.connections), "-d", f"{seconds}s", "-s", script.name, self.url]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         if "Non-2xx" in output or "Socket errors" in output:
             raise RuntimeError(f"the load met errors:\n{output}")

@@ -41,7 +41,7 @@ class Ratio:
         )
 
 
-def compare(name: str, what: str, ours: loads.Load, peer: loads.Load, rounds: int, seconds: float) -> Ratio:
+def compare(name: str, what: str, ours: loads.Load, peer: loads.Load, rounds: int, seconds: int) -> Ratio:
     """Alternate the two loads; the first round of each is a warm-up and does not count."""
     pairs = []
     for round_ in range(rounds + 1):
@@ -95,7 +95,7 @@ BENCHES = {"append": bench_append, "window": bench_window, "batch": bench_batch,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[[], *BENCHES], help="which to run (all)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of one round of one side")
+    parser.add_argument("--seconds", type=int, default=4, help="length of one round of one side")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each side")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
@@ -106,7 +106,7 @@ def main() -> int:
         node_server(Path(folder) / "data") as node,
         bare_server() as bare,
     ):
-        print(f"{'':<22} {'ours':>12} {'peer':>12}   ratio  [least, most] of {options.rounds} rounds of {options.seconds:g} s")
+        print(f"{'':<22} {'ours':>12} {'peer':>12}   ratio  [least, most] of {options.rounds} rounds of {options.seconds} s")
         for name in options.names or BENCHES:
             BENCHES[name](node, bare, options)
         print(node.cost_line())
