@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from context_node.tokens.encodings import encoding
+from context_node.tokens.encodings import encoding, word_counter
 from context_node.tokens.media import MEDIA_TYPES, media_tokens
 
 SLICE_CHARS_MAX: Final = 8192
@@ -39,9 +39,10 @@ def count_text(tokenizer: str, text: str) -> int:
 
     Raises UnknownTokenizer.
     """
-    encode = encoding(tokenizer).encode_ordinary
     if len(text) <= SLICE_CHARS_MAX:
-        return len(encode(text))
+        return word_counter(tokenizer).count(text)
+    # Not by words: a thread that counts long text shall not keep the interpreter from the others.
+    encode = encoding(tokenizer).encode_ordinary
     total, start = 0, 0
     while start < len(text):
         end = _slice_end(text, start)
@@ -60,7 +61,7 @@ def count_parts(tokenizer: str, parts: Sequence[Mapping[str, Any]]) -> list[int]
     if len(parts) == 1:
         part = parts[0]
         if part["type"] == "text" and type(text := part.get("text")) is str and len(text) <= SLICE_CHARS_MAX:
-            return [len(encoding(tokenizer).encode_ordinary(text))]
+            return [word_counter(tokenizer).count(text)]
     return [count_part(tokenizer, part) for part in parts]
 
 

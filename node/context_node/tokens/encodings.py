@@ -17,6 +17,7 @@ import tiktoken
 import zstandard
 
 from context_node.tokens import ranks_format
+from context_node.tokens.words import WordCounter
 
 PACKED_BYTES_MAX = 16 * 2**20
 """The most that packed ranks may unpack to; o200k_base needs 1.6 MiB."""
@@ -82,6 +83,7 @@ TOKENIZERS: tuple[str, ...] = tuple(SPECS)
 """Names of the tokenizers that the package carries; the first is the default."""
 
 _loaded: dict[str, tiktoken.Encoding] = {}
+_counters: dict[str, WordCounter] = {}
 _loading = threading.Lock()
 
 
@@ -94,6 +96,16 @@ def encoding(name: str) -> tiktoken.Encoding:
         if name not in _loaded:
             _loaded[name] = _build(name)
         return _loaded[name]
+
+
+def word_counter(name: str) -> WordCounter:
+    """The counter of short texts for `name`; loads the encoding at its first use. Safe from any thread. Raises UnknownTokenizer."""
+    found = _counters.get(name)
+    if found is None:
+        encode = encoding(name).encode_ordinary
+        # Two threads may both make one; the first stays, so that there is one table.
+        found = _counters.setdefault(name, WordCounter(lambda text: len(encode(text))))
+    return found
 
 
 def packed_ranks(name: str) -> bytes:
