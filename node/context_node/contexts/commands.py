@@ -16,7 +16,7 @@ from context_node.contexts.requests import NewMessage
 encode_json = msgspec.json.Encoder().encode
 
 
-class Draft(msgspec.Struct, frozen=True, array_like=True):
+class Draft(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A message ready to be appended: its JSON members (all but `seq` and `inserted_at`, without braces), cost and marks.
 
     `digest` (16 bytes) tells two messages of one id apart; it does not depend on the server's token counts.
@@ -31,7 +31,7 @@ class Draft(msgspec.Struct, frozen=True, array_like=True):
     pinned: bool = False
 
 
-class Rules(msgspec.Struct, frozen=True, array_like=True):
+class Rules(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The proposer's settings that bear on the state: items a window holds at most, keys kept per context, and for how long (ms)."""
 
     window_items_max: int = 10_000
@@ -40,14 +40,14 @@ class Rules(msgspec.Struct, frozen=True, array_like=True):
     metadata_bytes_max: int = 16_384
 
 
-class KeyUse(msgspec.Struct, frozen=True, array_like=True):
+class KeyUse(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """An idempotency key and the digest (16 bytes) of the request that carries it."""
 
     key: str
     digest: bytes
 
 
-class Defaults(msgspec.Struct, frozen=True, array_like=True):
+class Defaults(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What a new context gets where neither it nor its policy says."""
 
     token_budget: int = 8_192
@@ -65,7 +65,7 @@ class PolicySpec(msgspec.Struct, frozen=True, array_like=True):
     ref: str | None = None
 
 
-class AppendMessages(msgspec.Struct, frozen=True, array_like=True, tag="append/1"):
+class AppendMessages(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="append/1"):
     """Append drafts to a context; `create` holds the defaults if an unknown id may become a context."""
 
     context_id: str

@@ -108,7 +108,7 @@ class KeyRow(msgspec.Struct, frozen=True, array_like=True):
     reply: Reply
 
 
-class IdRow(msgspec.Struct, frozen=True, array_like=True):
+class IdRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What a message id remembers, for ever: where it went, and what was answered."""
 
     seq: int

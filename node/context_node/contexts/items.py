@@ -36,7 +36,7 @@ _json = msgspec.json.Encoder()
 _LINKING = frozenset({CALL, RESULT, CALL_AND_RESULT, REASONING})
 
 
-class Item(msgspec.Struct, frozen=True, eq=False):
+class Item(msgspec.Struct, frozen=True, gc=False, eq=False):
     """One item of a window. Made by the functions below, which keep the derived fields right; compared by identity.
 
     `seq` is the message's place in history (for a summary the first seq that it covers, 0 if it covers none; for a marker
@@ -92,7 +92,7 @@ def _is_plain(marks: tuple[Mark, ...]) -> bool:
     return True
 
 
-class Info(msgspec.Struct, frozen=True, array_like=True):
+class Info(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What is stored beside a message's body so that a window can be read back without parsing bodies. `version` is the context's
     version after the append that brought it."""
 
@@ -109,13 +109,16 @@ info_decoder = msgspec.msgpack.Decoder(Info)
 def timestamp(at_ms: int) -> str:
     """RFC 3339 in UTC with milliseconds and `Z`, of milliseconds since the Unix epoch."""
     second, millisecond = divmod(at_ms, 1000)
-    return f"{_second_text(second)}.{millisecond:03d}Z"
+    return _second_text(second) + _MILLISECONDS[millisecond]
 
 
 @lru_cache(maxsize=16)
 def _second_text(second: int) -> str:
     # strftime costs more than all else that is done to append a message, and most messages share their second.
     return datetime.fromtimestamp(second, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+_MILLISECONDS = tuple(f".{millisecond:03d}Z" for millisecond in range(1000))
 
 
 def live_item(seq: int, body: bytes, info: Info, pinned: bool = False) -> Item:

@@ -23,7 +23,7 @@ _CALL_FIELDS = {"tool_call": ("tool_call_id", "name"), "tool-call": ("toolCallId
 _RESULT_FIELDS = {"tool_result": ("tool_call_id", "tool_use_id"), "tool-result": ("toolCallId",)}
 
 
-class Mark(msgspec.Struct, frozen=True, array_like=True):
+class Mark(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A part as the window rules see it.
 
     `tokens` is the part's cost; `call_id` and `name` belong to calls and results (a result's name is empty); `ended` tells whether a

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 
-class Appended(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Appended(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """The answer to an append. `seq` is that of the last message; `forced` tells that W1 made the window evict under a
     policy that would not."""
 

@@ -13,7 +13,7 @@ Part = Mapping[str, Any]
 """A part: a JSON object with a string `type`, kept exactly as it came."""
 
 
-class NewMessage(msgspec.Struct, frozen=True):
+class NewMessage(msgspec.Struct, frozen=True, gc=False):
     """A message on its way into a history.
 
     `role` is 1–32 characters of `[a-z_]`; `parts` has at least one part, each valid by `parts.check_part`; `metadata` is a JSON object.
@@ -30,7 +30,7 @@ class NewMessage(msgspec.Struct, frozen=True):
     pinned: bool = False
 
 
-class Append(msgspec.Struct, frozen=True):
+class Append(msgspec.Struct, frozen=True, gc=False):
     """Append one message, or several atomically. `batch` tells which form the caller used: the reply of a batch has more fields.
 
     `if_version` and `if_seq` must equal the context's `version` and `last_seq` at the moment of applying, or nothing happens.
