@@ -55,6 +55,12 @@ class Connection(web.RequestHandler):
         self._listener.forget(self)
         super().connection_lost(exc)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Every read of a body asks for this, and aiohttp then looks through its parser for what it may have held back: a tenth of its work
+        for a small request. What was never paused holds nothing back."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def has_begun(self) -> bool:
         """Whether the head of a request, good or bad, has come."""
         return self._request_count > 0
