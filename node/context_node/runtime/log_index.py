@@ -11,11 +11,13 @@ Invariants
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 _COMPACT_AFTER: Final = 1024
+
+NOTHING: Final[Sequence[int]] = ()
 
 Bounds = tuple[int, int, bool]
 """(first index, last index, has a hard state) of a record; 0, 0 without entries."""
@@ -54,14 +56,14 @@ class BatchCounts:
         self._counts = array("H")
         self._oldest = 0
 
-    def add(self, batch: int) -> None:
-        """One more needed record in `batch`, which is not older than the newest seen before."""
+    def add(self, batch: int, records: int = 1) -> None:
+        """So many more needed records in `batch`, which is not older than the newest seen before."""
         if not self._counts:
             self._base = self._oldest = batch
         missing = batch + 1 - self._base - len(self._counts)
         if missing > 0:
             self._counts.extend([0] * missing)
-        self._counts[batch - self._base] += 1
+        self._counts[batch - self._base] += records
 
     def release(self, batch: int) -> bool:
         """One needed record fewer in `batch`; True if that was the last one."""
@@ -96,16 +98,14 @@ class ShardSpans:
     def __len__(self) -> int:
         return len(self._places) - self._head
 
-    def append(self, batch: int, slot: int, bounds: Bounds, size: int) -> list[int]:
+    def append(self, batch: int, slot: int, bounds: Bounds, size: int) -> Sequence[int]:
         """A record of `size` bytes in slot `slot` of `batch`; the caller has asked `check_follows` before.
 
         Entries from its first index on that came before are void (P5).
         """
         first, last, has_hard_state = bounds
-        freed: list[int] = []
+        freed = self._cut_from(first) if last and first <= self.last_index else NOTHING
         if last:
-            if first <= self.last_index:
-                freed = self._cut_from(first)
             self.last_index = last
         self._places.append(batch << 16 | slot << 1 | has_hard_state)
         self._firsts.append(first)

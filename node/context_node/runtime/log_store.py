@@ -151,12 +151,13 @@ class LogStore:
         row = pack_batch(number, [(shard, self._rows[shard].replica_id, record) for shard, record in records])
         self._bind("INSERT INTO batches VALUES(?,?)", (number, row))
         self._next_batch += 1
-        freed: list[int] = []
+        self._counts.add(number, len(records))
+        record_bytes = 0
         for slot, ((shard, record), bounds) in enumerate(zip(records, checked, strict=True)):
-            self._counts.add(number)
-            freed += self._spans[shard].append(number, slot, bounds, len(record))
-        self._release(freed)
-        record_bytes = sum(len(record) for _, record in records)
+            size = len(record)
+            record_bytes += size
+            if freed := self._spans[shard].append(number, slot, bounds, size):
+                self._release(freed)
         before = self._report
         self._report = CommitReport(number, before.records + len(records), before.record_bytes + record_bytes)
         return number

@@ -231,14 +231,15 @@ class Replica:
 
     def _found(self, command: Any) -> Found:
         """What the database knows of a command's key and message ids; also loads the context that it names."""
-        context_id = getattr(command, "context_id", None)
+        is_append = type(command) is AppendMessages
+        context_id = command.context_id if is_append else getattr(command, "context_id", None)
         if context_id is None:
             return NOTHING_FOUND
         context = self.context(context_id)
         if context is None:
             return NOTHING_FOUND
-        key = getattr(command, "key", None)
-        ids = [draft.id for draft in command.drafts if draft.id is not None] if type(command) is AppendMessages else []
+        key = command.key if is_append else getattr(command, "key", None)
+        ids = [draft.id for draft in command.drafts if draft.id is not None] if is_append else ()
         if key is None and not ids:
             return NOTHING_FOUND
         known = None

@@ -100,7 +100,7 @@ class Writes:
             tokenizer = self._tokenizer_of_new(replica, context_id)
         else:
             tokenizer = context.head.config.tokenizer
-        if any(_is_long(message) for message in request.messages):
+        if _are_long(request.messages):
             drafts = await self.drafts(request.messages, tokenizer, request.key is not None)
             reply = await replica.propose(self._append_command(context_id, request, drafts))
         else:
@@ -132,7 +132,7 @@ class Writes:
 
     async def drafts(self, messages: Sequence[NewMessage], tokenizer: str, has_key: bool = True) -> tuple[Draft, ...]:
         """Count and draft. Long texts are counted in a thread, a few at a time, so that one client cannot stall the others."""
-        if not any(_is_long(message) for message in messages):
+        if not _are_long(messages):
             return tuple([make_draft(message, tokenizer, has_key) for message in messages])
         async with self._counting:
             return await asyncio.to_thread(lambda: tuple([make_draft(message, tokenizer, has_key) for message in messages]))
@@ -287,11 +287,15 @@ class Writes:
         return cast(Rewritten, accepted(await replica.propose(command)))
 
 
-def _is_long(message: NewMessage) -> bool:
-    parts = message.parts
-    if len(parts) == 1 and type(text := parts[0].get("text")) is str and parts[0]["type"] == "text":
-        return len(text) > tokens.THREAD_CHARS_MIN
-    return tokens.needs_thread(parts)
+def _are_long(messages: Sequence[NewMessage]) -> bool:
+    """Whether counting them, all together, belongs in a thread."""
+    characters = 0
+    for message in messages:
+        for part in message.parts:
+            if part["type"] != "text" or type(text := part.get("text")) is not str:
+                return tokens.needs_thread([part for message in messages for part in message.parts])
+            characters += len(text)
+    return characters > tokens.THREAD_CHARS_MIN
 
 
 def make_draft(message: NewMessage, tokenizer: str, has_key: bool = True) -> Draft:
@@ -299,10 +303,7 @@ def make_draft(message: NewMessage, tokenizer: str, has_key: bool = True) -> Dra
     counts = tokens.count_parts(tokenizer, message.parts)
     if message.token_count is not None:
         counts = tokens.distribute(message.token_count, counts)
-    outputs = None
-    if any(part["type"].startswith(("tool-", "dynamic-tool")) for part in message.parts):
-        outputs = tokens.count_outputs(tokenizer, message.parts)
-    return draft(message, counts, outputs, has_key or message.id is not None)
+    return draft(message, counts, tokens.count_outputs(tokenizer, message.parts), has_key or message.id is not None)
 
 
 def _key_of_append(request: Append, drafts: Sequence[Draft]) -> KeyUse | None:
