@@ -1,8 +1,9 @@
 """`make bench`: the node beside a bare endpoint, in one run, as ratios.
 
 The peer (`bare.py`) is what aiohttp, uvloop and orjson can do at best: it parses and echoes the JSON that an append carries, and serves
-the bytes of a window ready-made. Rounds alternate between the two, so that a drift of the machine hits both; the figure is the median of
-the rounds' ratios. wrk is the load. Usage: `run.py [append window batch history] [--seconds 4] [--rounds 5]`; without names, all of them.
+the bytes of a window ready-made. Rounds are short and alternate between the two, so that a drift of the machine hits both; the figure is
+the median of the rounds' ratios. wrk is the load. Usage: `run.py [append window batch history] [--seconds 1] [--rounds 20]`; without
+names, all of them.
 """
 
 import argparse
@@ -95,8 +96,8 @@ BENCHES = {"append": bench_append, "window": bench_window, "batch": bench_batch,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[[], *BENCHES], help="which to run (all)")
-    parser.add_argument("--seconds", type=int, default=4, help="length of one round of one side")
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each side")
+    parser.add_argument("--seconds", type=int, default=1, help="length of one round of one side")
+    parser.add_argument("--rounds", type=int, default=20, help="counted rounds of each side")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         print("bench needs the load generator wrk: apt-get install wrk", file=sys.stderr)
