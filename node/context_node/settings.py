@@ -26,6 +26,7 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 KNOWN_ENV = ("CONTEXTSTORE_CONFIG", "CONTEXTSTORE_URL", "CONTEXTSTORE_API_KEY")
 
 SERVER = "Server"
+CLUSTER = "Cluster"
 ACCESS = "Access"
 LIMITS = "Limits of requests"
 CONTEXTS = "Defaults of contexts"
@@ -59,6 +60,48 @@ class Settings:
     shards: int = setting(
         32, group=SERVER, unit="shards", low=1, high=1024,
         reason="number of Raft groups; fixed when the data directory is made, since ids are hashed onto them",
+    )
+
+    cluster_secret_file: Path | None = setting(
+        None, group=CLUSTER, advanced=False,
+        reason="file with the cluster's secret (at least 16 bytes, the same on every node); with it the node talks to others",
+    )
+    cluster_secret: str | None = setting(
+        None, group=CLUSTER, secret=True, low=16, high=4096,
+        reason="the secret itself, for a secret store that fills the environment; never a flag",
+    )
+    peer_host: str = setting(
+        "127.0.0.1", group=CLUSTER, low=1, high=255,
+        reason="address to listen on for other nodes",
+    )
+    peer_port: int = setting(
+        4001, group=CLUSTER, low=0, high=65535, advanced=False,
+        reason="port for other nodes; 0 takes a free one",
+    )
+    peer_address: str | None = setting(
+        None, group=CLUSTER, low=3, high=300,
+        reason="HOST:PORT under which other nodes reach this one, if it is not peer_host:peer_port",
+    )
+    join: tuple[str, ...] = setting(
+        (), group=CLUSTER, high=16, advanced=False,
+        reason="HOST:PORT (peer_port) of nodes to join, separated by commas; without any, an empty data directory begins a cluster",
+    )
+    zone: str = setting(
+        "", group=CLUSTER, low=0, high=63,
+        reason="failure zone of this node; replicas of a shard are kept in different ones where there are enough",
+    )
+    raft_tick_s: float = setting(
+        0.1, group=CLUSTER, unit="s", low=0.005, high=5,
+        reason="step of Raft's time; a leader is heard of every second step",
+    )
+    election_ticks: int = setting(
+        10, group=CLUSTER, unit="ticks", low=4, high=100,
+        reason="steps without a leader before an election, drawn from here up to twice as many; longer than any pause of a healthy node",
+    )
+
+    rebalance: str = setting(
+        "auto", group=CLUSTER, choices=("auto", "manual"),
+        reason="whether the nodes move replicas and leaders by themselves; manual leaves it to `contextstore cluster rebalance`",
     )
 
     api_keys_file: Path | None = setting(
@@ -258,6 +301,8 @@ class Settings:
             found.append(
                 ("default_target_ratio", f"must be below default_trigger_ratio ({self.default_trigger_ratio:g})")
             )
+        if self.join and not self.is_clustered:
+            found.append(("join", "needs the cluster's secret: give --cluster-secret-file"))
         if not self.has_keys and not self.open and not self.on_loopback:
             sentence = (
                 f"{self.host} can be reached from other machines and no API key is configured: "
@@ -265,6 +310,11 @@ class Settings:
             )
             found.append(("host", sentence))
         return found
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether the node talks to others."""
+        return self.cluster_secret is not None or self.cluster_secret_file is not None
 
     @property
     def has_keys(self) -> bool:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import uvloop
@@ -78,7 +78,7 @@ class NodeLife:
 
     @property
     def service(self) -> Service:
-        return self.node.service
+        return cast(Service, self.node.service)
 
     @property
     def engine(self) -> Engine:
@@ -129,6 +129,9 @@ async def kill(node: Node) -> None:
         engine.failure = engine.failure or RuntimeError("killed")
     node.shards.close("killed")
     await node._end_tasks()
+    if node.cluster is not None and node._moves is not None:
+        await asyncio.gather(*node._moves.close(), return_exceptions=True)
+        await node.cluster.stop()
     node._upkeep_worker.close()
     if engine is not None:
         engine.close()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 
 import apsw
 import click
@@ -39,6 +40,7 @@ from context_node.settings import Settings
 logger = logging.getLogger("contextstore.process")
 
 STOP_TIMEOUT_S = 30.0
+SERVICES_GROUP = "contextstore.services"
 KEYS_POLL_S = 1.0
 
 
@@ -88,17 +90,20 @@ async def run(settings: Settings, *, is_dev: bool) -> int:
     server = await listening(edge, settings)
     keys_watch = asyncio.create_task(watch_keys(keyring), name="keys")
     keys_watch.add_done_callback(wishes.task_ended)
+    services: list[asyncio.Task[None]] = []
     try:
         with refusals_as_sentences(settings):
             await start_or_stop(node, wishes)
         if not wishes.stop.is_set():
+            services += added_services(settings, node, wishes)
             spare_collector()
             await say_ready(settings, node, server, is_dev)
             await wishes.stop.wait()
     finally:
-        keys_watch.cancel()
+        for task in (keys_watch, *services):
+            task.cancel()
         await stop(settings, node, server, wishes)
-        await asyncio.gather(keys_watch, return_exceptions=True)
+        await asyncio.gather(keys_watch, *services, return_exceptions=True)
     return WORK_FAILED if wishes.fatal is not None else 0
 
 
@@ -154,6 +159,7 @@ def edge_of(settings: Settings, node: Node, keyring: KeyRing | None) -> Edge:
         registry=registry,
         cors_origins=settings.cors_origins,
         access_log=settings.access_log,
+        admin=node.admin,
     )
 
 
@@ -220,6 +226,18 @@ def refusals_as_sentences(settings: Settings) -> Iterator[None]:
         raise CannotStart(f"The data directory {directory} cannot be used: {error.strerror or error}. Check --data-dir.") from error
     except RuntimeError as error:  # a SQLite library that could corrupt the data
         raise CannotStart(str(error)) from error
+
+
+def added_services(settings: Settings, node: Node, wishes: Wishes) -> list["asyncio.Task[None]"]:
+    """What other packages run beside a node of a cluster, such as the balancer: tasks that get the node's admin calls."""
+    if node.admin is None or settings.rebalance != "auto":
+        return []
+    tasks = []
+    for entry in entry_points(group=SERVICES_GROUP):
+        task: asyncio.Task[None] = asyncio.create_task(entry.load()(node.admin), name=entry.name)
+        task.add_done_callback(wishes.task_ended)
+        tasks.append(task)
+    return tasks
 
 
 def spare_collector() -> None:

@@ -4,19 +4,62 @@ Knows the names on both sides and nothing else. Invariant: every setting that re
 is the answer to "what does this setting change?".
 """
 
+from context_node import __version__
 from context_node.api_keys import KeyFileError, KeyRing, keys_from_environment
 from context_node.cli.exits import CannotStart
 from context_node.contexts.commands import Defaults, Rules
 from context_node.http.limits import HttpLimits
+from context_node.runtime.cluster import ClusterOptions, address
 from context_node.runtime.log_store import LogOptions
 from context_node.runtime.node import NodeOptions
 from context_node.runtime.upkeep import UpkeepLimits
 from context_node.settings import Settings
 
+SECRET_BYTES_MIN = 16
+
+
+def cluster_options(settings: Settings) -> ClusterOptions | None:
+    """What the part that talks to other nodes takes; None for a node alone. Raises CannotStart for a secret that cannot be used."""
+    if not settings.is_clustered:
+        return None
+    for peer in (*settings.join, *([settings.peer_address] if settings.peer_address else [])):
+        try:
+            address(peer)
+        except ValueError as error:
+            raise CannotStart(f"{error}; give the host and peer port of a node, as in --join 10.0.0.1:4001.") from error
+    return ClusterOptions(
+        host=settings.peer_host,
+        port=settings.peer_port,
+        secret=cluster_secret(settings),
+        advertise=settings.peer_address or "",
+        client=f"{settings.host}:{settings.port}",
+        zone=settings.zone,
+        join=settings.join,
+        tick_s=settings.raft_tick_s,
+        election_ticks=settings.election_ticks,
+        call_timeout_s=settings.request_timeout_s,
+    )
+
+
+def cluster_secret(settings: Settings) -> bytes:
+    """The secret that all nodes of a cluster share. Raises CannotStart."""
+    path = settings.cluster_secret_file
+    if path is None:
+        return (settings.cluster_secret or "").encode()
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise CannotStart(f"The cluster's secret cannot be read from {path}: {error.strerror}.") from error
+    if len(secret) < SECRET_BYTES_MIN:
+        raise CannotStart(f"The secret in {path} has {len(secret)} bytes; it needs {SECRET_BYTES_MIN}. Make one with: openssl rand -hex 32")
+    return secret
+
 
 def node_options(settings: Settings) -> NodeOptions:
-    """What the runtime takes."""
+    """What the runtime takes. Raises CannotStart."""
     return NodeOptions(
+        cluster=cluster_options(settings),
+        version=__version__,
         data_dir=str(settings.data_dir),
         name=settings.node_name,
         shards=settings.shards,

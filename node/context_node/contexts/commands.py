@@ -9,6 +9,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from context_node.contexts.cluster import MarkNode, RegisterNode, SetReplication
 from context_node.contexts.items import MESSAGE_OVERHEAD_TOKENS
 from context_node.contexts.parts import Mark, mark_part
 from context_node.contexts.requests import NewMessage
@@ -216,7 +217,8 @@ class CopyPolicy(msgspec.Struct, frozen=True, array_like=True, tag="policy-copy/
 
 ContextCommand = AppendMessages | PutConfig | PatchMetadataCommand | Tombstone | Purge | RewriteWindow | RebuildWindow | PinMessage
 PolicyCommand = PutPolicyCommand | DeletePolicyCommand | CopyPolicy
-Command = ContextCommand | PolicyCommand
+ClusterCommand = RegisterNode | MarkNode | SetReplication
+Command = ContextCommand | PolicyCommand | ClusterCommand
 
 encode_command = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

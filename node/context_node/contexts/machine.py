@@ -11,6 +11,7 @@ import msgspec
 
 from context_node.contexts import pinning, rewriting
 from context_node.contexts.changes import rowid
+from context_node.contexts.cluster import MarkNode, RegisterNode, SetReplication
 from context_node.contexts.commands import (
     AppendMessages,
     Command,
@@ -94,6 +95,8 @@ class Machine(ShardState):
                 return self._put_policy(command), None
             case DeletePolicyCommand():
                 return self._delete_policy(command), None
+            case RegisterNode() | MarkNode() | SetReplication():
+                return self.cluster.apply(command), None
         raise AssertionError(f"no rule for {type(command).__name__}")
 
     # --- appending ---------------------------------------------------------------------------------------------------

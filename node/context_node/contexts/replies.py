@@ -45,7 +45,13 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=5):
     details: dict[str, Any]
 
 
-Reply = Appended | Rewritten | Put | Done | Refused
+class NodeNumber(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """The answer to a store that asks to be a member: its number in the cluster."""
+
+    number: int
+
+
+Reply = Appended | Rewritten | Put | Done | Refused | NodeNumber
 
 
 class PolicyView(msgspec.Struct, frozen=True, omit_defaults=True):

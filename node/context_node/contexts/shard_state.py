@@ -10,6 +10,7 @@ import msgspec
 
 from context_node.contexts import idempotency
 from context_node.contexts.changes import Changes
+from context_node.contexts.cluster import ClusterState
 from context_node.contexts.commands import ContextCommand, KeyUse, Rules
 from context_node.contexts.compaction import NOTHING, Plan, compact
 from context_node.contexts.context import ACTIVE, Config, Context, Head, rewrite_record
@@ -46,6 +47,8 @@ class ShardState:
         self.policies: dict[str, Policy] = {}
         self.clock_ms = clock_ms
         self.next_ordinal = next_ordinal
+        self.cluster = ClusterState()
+        """Used in the system group only."""
         self.changes = Changes()
         self._stamp = (-1, b"")
 

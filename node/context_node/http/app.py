@@ -19,7 +19,7 @@ from context_node.http.replies import Reply, json_reply
 from context_node.http.routes import all_routes
 from context_node.http.routing import Router
 from context_node.http.serve import HttpServer, serve
-from context_node.http.service import Service
+from context_node.http.service import Admin, Service
 
 __all__ = ["HttpServer", "build_app", "serve"]
 
@@ -34,6 +34,7 @@ def build_app(
     registry: CollectorRegistry | None = None,
     cors_origins: Iterable[str] = (),
     access_log: bool = False,
+    admin: Admin | None = None,
     clock: Callable[[], float] = time.perf_counter,
     now: Callable[[], float] = time.time,
     random: Callable[[int], bytes] = os.urandom,
@@ -61,6 +62,7 @@ def build_app(
             boot_id=random(6).hex(),
             version=version,
             access_log=access_log,
+            admin=admin,
         )
     )
     document = openapi.document(routes, version)

@@ -26,7 +26,7 @@ from context_node.http.problems import InternalError, problem
 from context_node.http.queries import StreamQuery, parse_query
 from context_node.http.replies import Reply, empty_reply
 from context_node.http.routing import Route, Router
-from context_node.http.service import Service
+from context_node.http.service import Admin, Service
 from context_node.http.streams import Slot
 from context_node.http.wire import DateLine, WireResponse
 
@@ -52,6 +52,8 @@ class Parts:
     boot_id: str
     version: str
     access_log: bool = False
+    admin: Admin | None = None
+    """None for a node that runs alone."""
 
 
 class Edge:

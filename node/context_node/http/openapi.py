@@ -31,7 +31,19 @@ STATUS_TEXT = {
     422: "Well-formed, but cannot be done",
     503: "Busy, stopping, or not confirmed in time; see `Retry-After`",
 }
-PARAMETER_TEXT = {"id": "The context's id.", "name": "The policy's name.", "seq": "The message's seq."}
+PARAMETER_TEXT = {
+    "node": "A node of the cluster: its name or its number.",
+    "shard": "The number of a shard; 65535 is the system group.",
+    "id": "The context's id.",
+    "name": "The policy's name.",
+    "seq": "The message's seq.",
+}
+
+
+PARAMETER_SCHEMA = {
+    "seq": {"type": "integer", "minimum": 1, "maximum": schemas.SEQ_MAX},
+    "shard": {"type": "integer", "minimum": 0, "maximum": 65_535},
+}
 
 
 def document(routes: Iterable[Route], version: str) -> bytes:
@@ -92,7 +104,7 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
             "in": "path",
             "required": True,
             "description": PARAMETER_TEXT[name],
-            "schema": {"type": "integer", "minimum": 1, "maximum": schemas.SEQ_MAX} if name == "seq" else ID_SCHEMA,
+            "schema": PARAMETER_SCHEMA.get(name, ID_SCHEMA),
         }
         for name in names
     ]

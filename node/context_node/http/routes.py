@@ -3,11 +3,14 @@
 Knows, for each route: method, path, scope, types in and out, statuses. Both the router and the OpenAPI document are made from it.
 """
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry
 
 from context_node.api_keys import Scope
-from context_node.http import contexts, health, messages, policies, queries, schemas, streams, window
+from context_node.http import cluster, contexts, health, messages, policies, queries, schemas, streams, window
 from context_node.http.routing import Route
+from context_node.runtime.admin import ClusterView
 
 READ_REFUSALS = (400, 401, 403, 404, 503)
 WRITE_REFUSALS = (400, 401, 403, 404, 409, 413, 415, 422, 503)
@@ -16,7 +19,15 @@ CONTEXT = "/v1/contexts/{id}"
 
 def all_routes(registry: CollectorRegistry) -> tuple[Route, ...]:
     """Every route, in the order in which the documentation shows them."""
-    return (*context_routes(), *message_routes(), *window_routes(), *stream_routes(), *policy_routes(), *health_routes(registry))
+    return (
+        *context_routes(),
+        *message_routes(),
+        *window_routes(),
+        *stream_routes(),
+        *policy_routes(),
+        *cluster_routes(),
+        *health_routes(registry),
+    )
 
 
 def context_routes() -> tuple[Route, ...]:
@@ -158,6 +169,46 @@ def policy_routes() -> tuple[Route, ...]:
         Route(
             method="GET", path="/v1/policies", name="listPolicies", tag="Policies", scope=Scope.READ, summary="List policies",
             handler=policies.list_policies, answers={200: schemas.PoliciesAnswer}, refusals=(400, 401, 403, 503),
+        ),
+    )  # fmt: skip
+
+
+def cluster_routes() -> tuple[Route, ...]:
+    shard = "/v1/cluster/shards/{shard}"
+    step: dict[str, Any] = {
+        "tag": "Cluster",
+        "scope": Scope.ADMIN,
+        "is_write": True,
+        "answers": {204: None},
+        "refusals": (400, 401, 403, 413, 415, 422, 503),
+    }
+    return (
+        Route(
+            method="GET", path="/v1/cluster", name="getCluster", tag="Cluster", scope=Scope.ADMIN,
+            summary="Show nodes and shards", description="Asks every node; one that does not answer within 2 s is shown as not alive.",
+            handler=cluster.look, answers={200: ClusterView}, refusals=(400, 401, 403, 422, 503),
+        ),
+        Route(
+            method="PATCH", path="/v1/cluster", name="changeCluster", summary="Change the replication factor",
+            handler=cluster.change, body=schemas.ClusterBody, **step,
+        ),
+        Route(
+            method="PATCH", path="/v1/cluster/nodes/{node}", name="changeNode", summary="Cordon, drain or remove a node",
+            description="`node` is a name or a number. Draining only says what is wished: the planner moves the replicas away.",
+            handler=cluster.change_node, body=schemas.NodeBody, **step,
+        ),
+        Route(
+            method="POST", path=shard + "/learners", name="addLearner", summary="Give a node a replica that follows",
+            handler=cluster.add_learner, body=schemas.LearnerBody, **step,
+        ),
+        Route(
+            method="POST", path=shard + "/members", name="changeMembers", summary="Make learners voters, take replicas out",
+            description="One joint change. Refused for a learner that is far behind, and for the leader's own replica.",
+            handler=cluster.change_members, body=schemas.MembersBody, **step,
+        ),
+        Route(
+            method="POST", path=shard + "/leader", name="transferLeader", summary="Hand a shard's leadership over",
+            handler=cluster.transfer_leader, body=schemas.LeaderBody, **step,
         ),
     )  # fmt: skip
 

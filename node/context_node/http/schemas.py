@@ -272,6 +272,42 @@ class HealthAnswer(msgspec.Struct, frozen=True):
     reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
+Epoch = Annotated[int, Meta(ge=0, le=2**62, description="The administrator's epoch; 0 is not compared.")]
+NodeNumber = Annotated[int, Meta(ge=1, le=2**22)]
+ReplicaId = Annotated[int, Meta(ge=1, le=2**62)]
+
+
+class ClusterBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`replication_factor` is odd."""
+
+    replication_factor: Annotated[int, Meta(ge=1, le=9)]
+    epoch: Epoch = 0
+
+
+class NodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is wished of a node; what is left out stays. A removed node never comes back under its number."""
+
+    cordoned: bool | None = None
+    draining: bool | None = None
+    removed: bool | None = None
+    epoch: Epoch = 0
+
+
+class LearnerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    node: NodeNumber
+
+
+class MembersBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Replica ids: learners that become voters, and members that leave."""
+
+    promote: Annotated[list[ReplicaId], Meta(max_length=9)] = []
+    remove: Annotated[list[ReplicaId], Meta(max_length=9)] = []
+
+
+class LeaderBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    node: NodeNumber
+
+
 class Problem(msgspec.Struct, frozen=True):
     """Every error. `error` is for programs, `message` says what to do, `details` say which field or what the current state is."""
 

@@ -11,13 +11,15 @@ hears `persisted` only after the COMMIT that holds its record returned (P12); af
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from context_node.raft import BadMessage, Ready, peek_message
 from context_node.runtime.databases import DiskFull, StorageError
 from context_node.runtime.log_store import LogStore
 from context_node.runtime.replica import Replica
+from context_node.runtime.shards import node_of
 from context_node.runtime.worker import Worker
 
 GATHER_S = 0.005
@@ -51,6 +53,8 @@ class Engine:
         boot: bytes,
         worker: Worker,
         on_failure: Callable[[BaseException], None],
+        send: Callable[[int, list[tuple[int, bytes]]], None] = lambda _node, _messages: None,
+        on_snapshot: Callable[[Replica, Ready], None] = lambda _replica, _ready: None,
     ) -> None:
         self.replicas: dict[int, Replica] = {}
         self.counters = EngineCounters()
@@ -73,6 +77,9 @@ class Engine:
         self._quiet_turns = 0
         self._opened = 0.0
         self._log_jobs: list[tuple[Callable[[], Any], Callable[[BaseException | None], None]]] = []
+        self._send = send
+        self._on_snapshot = on_snapshot
+        self._outbox: dict[int, list[tuple[int, bytes]]] = {}
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
 
@@ -105,21 +112,68 @@ class Engine:
         for replica in queue:
             replica.is_queued = False
             self._drain(replica)
+        self._post()
         self._commit()
+
+    def tick(self) -> None:
+        """One step of time for every group that has peers; alone there is nobody to wait for."""
+        for replica in list(self.replicas.values()):
+            if replica.has_peers:
+                replica.tick()
+
+    def receive(self, node: int, messages: Iterable[tuple[int, bytes]]) -> None:
+        """Raft messages of an authenticated node, each with its shard. Dropped is what is for a replica that is not here, or speaks for one
+        of another node (P11)."""
+        for shard, message in messages:
+            replica = self.replicas.get(shard)
+            if replica is None or replica.failure is not None or replica.is_installing:
+                continue
+            try:
+                _kind, sender, to, _term = peek_message(message)
+                if node_of(sender) == node and to == replica.group.replica_id and replica.group.step(message):
+                    self.queue(replica)
+            except BadMessage as error:
+                self._loop.call_exception_handler({"message": f"a peer sent nonsense for shard {shard}", "exception": error})
+            except Exception as error:
+                self._stopped(replica, error)
+
+    def lost(self, node: int) -> None:
+        """Messages to this node were lost: leaders probe its replicas before they stream to them again."""
+        for replica in self.replicas.values():
+            if replica.failure is None and replica.has_peers and replica.group.is_leader:
+                for member in replica.members.members:
+                    if node_of(member) == node:
+                        replica.group.report_unreachable(member)
+
+    def _post(self) -> None:
+        """Hand what groups said in this turn to the transport, a batch for each node."""
+        if self._outbox:
+            outbox, self._outbox = self._outbox, {}
+            for node, messages in outbox.items():
+                self._send(node, messages)
+
+    def _address(self, shard: int, messages: list[tuple[int, bytes]]) -> None:
+        for to, message in messages:
+            self._outbox.setdefault(node_of(to), []).append((shard, message))
 
     def _drain(self, replica: Replica, persisted: int | None = None) -> None:
         """Take the work of one group until it has no more, after telling it what is durable. A defect here stops this replica only."""
-        if replica.failure is not None or self.is_failed:
+        if replica.failure is not None or self.is_failed or replica.is_installing:
             return
         group = replica.group
         try:
             if persisted is not None:
                 group.persisted(persisted)
+                while replica.held_messages and replica.held_messages[0][0] <= persisted:
+                    self._address(replica.shard, replica.held_messages.pop(0)[1])
             replica.ask_reads(self._boot)
             while (ready := group.ready()) is not None:
+                if replica.has_peers and not self._talk(replica, ready):
+                    return
                 if ready.log_record:
                     self._gathered.append((replica.shard, ready.log_record))
                     self._promises.append((replica, ready.number))
+                    replica.newest_record = ready.number
                 if ready.committed:
                     replica.apply(ready.committed, self._loop.time())
                     self.counters.applied += len(ready.committed)
@@ -128,8 +182,30 @@ class Engine:
         except StorageError as error:
             self.fail(error)
         except Exception as error:
-            replica.fail(f"Shard {replica.shard} stopped after an internal fault; see the node's log.")
-            self._loop.call_exception_handler({"message": f"shard {replica.shard} stopped", "exception": error})
+            self._stopped(replica, error)
+
+    def _talk(self, replica: Replica, ready: Ready) -> bool:
+        """What a Ready asks of other nodes. False: it replaces the replica's state, and nothing else may be done with it."""
+        if ready.soft_state is not None:
+            replica.note_role(ready.soft_state[1])
+        if ready.snapshot is not None:
+            replica.is_installing = True
+            self._on_snapshot(replica, ready)
+            return False
+        self._address(replica.shard, ready.messages)
+        if after := ready.messages_after_persist:
+            # A Ready without a record counts as soon as all earlier ones do (P1, P2).
+            number = ready.number if ready.log_record else replica.newest_record
+            if number <= replica.group.persisted_number:
+                self._address(replica.shard, after)
+            else:
+                replica.held_messages.append((number, after))
+        return True
+
+    def _stopped(self, replica: Replica, error: Exception) -> None:
+        """A defect stops this replica only."""
+        replica.fail(f"Shard {replica.shard} stopped after an internal fault; see the node's log.")
+        self._loop.call_exception_handler({"message": f"shard {replica.shard} stopped", "exception": error})
 
     def _commit(self) -> None:
         """Hand what was gathered to the disk, unless it is busy: then it goes with the next batch."""
@@ -195,6 +271,7 @@ class Engine:
         self._commit()
         for replica, number in promises:
             self._drain(replica, number)
+        self._post()
         self._commit()
 
     def _checkpointed(self, error: BaseException | None) -> None:

@@ -23,7 +23,7 @@ connection locks the file exclusively as well, so that there is no shared-memory
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import apsw
@@ -112,6 +112,8 @@ class LogStore:
         try:
             self.boot, self.identity = first_commit(self._database, path, identity_if_new)
             self._commits += 1
+            self.shards: int | None = self._execute("SELECT value FROM meta WHERE key='shards'").get
+            """Into how many shards contexts are hashed, if this log was made by a version that kept it."""
         except (apsw.Error, StorageError) as error:
             abandon(self._database)
             self.unlock()
@@ -136,6 +138,35 @@ class LogStore:
         self._dead.extend(found.dead)
         self._next_batch = found.next_batch
         return found.shards
+
+    def note_shards(self, count: int) -> None:
+        """Into how many shards contexts are hashed, with the next commit."""
+        self._check_usable()
+        self._bind("INSERT OR REPLACE INTO meta VALUES('shards', ?)", (count,))
+        self.shards = count
+
+    def adopt_cluster(self, cluster_id: str, shards: int) -> None:
+        """Belong to another cluster from now on, durably. Only a store without shards may. Raises `StorageError`."""
+        self._check_usable()
+        if self._rows:
+            raise ValueError("a store that holds shards belongs to its cluster")
+        self._bind("UPDATE meta SET value=? WHERE key='cluster_id'", (cluster_id,))
+        self.note_shards(shards)
+        self.commit()
+        self.identity = replace(self.identity, cluster_id=cluster_id)
+
+    def reread(self, shard: int) -> RecoveredShard:
+        """A shard as the disk knows it now, as `recover` gives it; for a replica that begins anew. Raises `StorageError`."""
+        row, spans = self._row(shard), self._spans[shard]
+        first = spans.first_index()
+        slices = [] if first is None else self.read(shard, first, spans.last_index, 1 << 62)
+        state = row.hard_state
+        for one in slices:
+            found = self._codec.hard_state(one.record)
+            state = state if found is None else state.merged(HardState(*found))
+        return RecoveredShard(
+            row.replica_id, row.generation, state, row.truncated_index, row.truncated_term, [one.record for one in slices]
+        )
 
     # -- writing: bound on the event loop, made durable by `seal` ----------------------------------------------------
 

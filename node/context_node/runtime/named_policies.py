@@ -6,16 +6,19 @@ a shard agree at every index. Invariant: a shard never takes an older generation
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
 from context_node.contexts.commands import CopyPolicy, DeletePolicyCommand, PolicyRecord, PutPolicyCommand
-from context_node.contexts.refusals import PolicyNotFound
+from context_node.contexts.refusals import PolicyNotFound, Refusal
 from context_node.contexts.replies import NamedPolicyView, Reply
 from context_node.contexts.requests import PutPolicy
 from context_node.contexts.strategies import parse_strategy
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, accepted
 from context_node.runtime.writes import check_numbers, policy_config
+
+COPY_INTERVAL_S = 0.2
 
 
 class NamedPolicies:
@@ -26,7 +29,7 @@ class NamedPolicies:
         self._now_ms = now_ms
 
     async def put_policy(self, name: str, request: PutPolicy) -> NamedPolicyView:
-        """Create or replace a policy; returns when every shard of this node follows it. Raises `InvalidPolicy` for nonsense."""
+        """Create or replace a policy; returns when every shard that is led here follows it. Raises `InvalidPolicy` for nonsense."""
         parse_strategy(request.strategy, request.config)
         check_numbers(request.token_budget, request.trigger_ratio, request.target_ratio, request.tokenizer)
         record = PolicyRecord(
@@ -76,10 +79,24 @@ class NamedPolicies:
         for policy in list(system.machine.policies.values()):
             await self._copy(policy.record)
 
+    async def run(self) -> None:
+        """In a cluster: keep the shards that are led here up to this node's copy of the system group, until cancelled. Each shard's leader
+        does so, whoever took the PUT."""
+        while True:
+            await asyncio.sleep(COPY_INTERVAL_S)
+            system = self._shards.held(SYSTEM_SHARD)
+            if system is None or system.failure is not None:
+                continue
+            for policy in list(system.machine.policies.values()):
+                with suppress(Refusal):
+                    await self._copy(policy.record)
+
     async def _copy(self, record: PolicyRecord) -> None:
         copies: list[asyncio.Future[Reply]] = []
         try:
             for replica in self._shards.replicas():
+                if not replica.group.is_leader:
+                    continue
                 present = replica.machine.policies.get(record.name)
                 if present is None or present.record.generation < record.generation:
                     copies.append(replica.propose(CopyPolicy(self._now_ms(), record)))

@@ -14,23 +14,29 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from context_node.contexts.cluster import ClusterState
 from context_node.contexts.commands import Defaults, Rules
-from context_node.contexts.machine import Machine
+from context_node.contexts.machine import Event, Machine
 from context_node.contexts.policies import policy_decoder, policy_of
 from context_node.contexts.refusals import Unavailable
 from context_node.raft import ConfState, Group
 from context_node.runtime import snapshots
+from context_node.runtime.admin import ClusterAdmin
+from context_node.runtime.cluster import Cluster, ClusterOptions
 from context_node.runtime.databases import REAL_DISK, CacheBudget, DiskAccess, DiskFull, StorageError, StorageFailed
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_rows import HardState, LogIdentity, RecoveredShard
 from context_node.runtime.log_store import LogOptions, LogStore
+from context_node.runtime.moving import Moves
 from context_node.runtime.named_policies import NamedPolicies
 from context_node.runtime.reads import Reads
 from context_node.runtime.record_codec import RECORD_CODEC
 from context_node.runtime.replica import Replica
+from context_node.runtime.routing import RoutedService
 from context_node.runtime.service import NodeState, Service
-from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory
+from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, node_of, replica_id_on
 from context_node.runtime.snapshots import Incoming, Manifest, Snapshot, SnapshotRefused, remove_database
 from context_node.runtime.state_rows import StateChanges
 from context_node.runtime.state_store import StateOptions, StateStore
@@ -42,6 +48,9 @@ from context_node.runtime.writes import Writes
 
 FIRST_INDEX = 1
 """A group begins as if entry 1 of term 1 had been applied: the configuration it was born with."""
+
+FIRST_NODE = 1
+"""The number of the node that begins a cluster, also of one that never gets company."""
 
 PROBE_BYTES = 8 << 20
 """So much must fit on the disk again before a node that ran out of space starts over."""
@@ -68,6 +77,8 @@ class NodeOptions:
     stream_lag_max: int = 1_000
     counting_threads: int = 2
     retry_full_disk_s: float = 1.0
+    cluster: ClusterOptions | None = None
+    version: str = ""
     switch_interval_s: float | None = None
 
 
@@ -100,8 +111,17 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._policies = NamedPolicies(self.shards, now_ms)
         reads = Reads(self.shards, options.rules, options.stream_lag_max)
-        writes = Writes(self.shards, options.rules, options.defaults, now_ms, random_bytes, self._note_purge, options.counting_threads)
-        self.service = Service(reads, writes, self._policies, self.state)
+        writes = Writes(self.shards, options.rules, options.defaults, now_ms, random_bytes, options.counting_threads)
+        local = Service(reads, writes, self._policies, self.state)
+        self.service: Service | RoutedService = local
+        self.cluster: Cluster | None = None
+        self.admin: ClusterAdmin | None = None
+        self._moves: Moves | None = None
+        if options.cluster is not None:
+            self.cluster = Cluster(self, options.cluster, random_bytes, now_ms)
+            self._moves = Moves(self, self.cluster, random_bytes)
+            self.admin = ClusterAdmin(self.cluster, options.shards)
+            self.service = RoutedService(local, self.cluster, self.shards, writes.new_context_id)
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -122,11 +142,13 @@ class Node:
             recovered = log.recover()
             if not recovered:
                 self._check_nothing_is_there()
-                recovered = self._bootstrap(log)
-            self._check_shards(recovered)
+                if self.cluster is None or not self.cluster.options.join:
+                    recovered = self._bootstrap(log)
+            self._check_shards(log, recovered)
             self._remove_leftovers(recovered)
-            worker = self._make_worker(self._loop, "commit")
-            engine = Engine(self._loop, log, boot=self._random_bytes(8), worker=worker, on_failure=self._log_failed)
+            if self.cluster is not None:
+                await self._enter(self.cluster, log, recovered)
+            engine = self._make_engine(log)
             self.engine = engine
             for shard, found in recovered.items():
                 store = self._open_state(shard, found)
@@ -140,15 +162,62 @@ class Node:
             raise
         replicas = engine.replicas
         self.upkeep = Upkeep(engine, self.options.upkeep, self._upkeep_worker, self._loop, self._state_failed)
-        for replica in replicas.values():
-            replica.group.campaign()
         await self._caught_up(engine, replicas)
+        if self.cluster is None and any(not replica.is_only_voter for replica in replicas.values()):
+            self._close_stores()
+            what = "this data directory belongs to a cluster; start it with the cluster's secret, as `contextstore serve --help` tells"
+            raise StorageFailed(self.options.data_dir, "start", what)
         self.shards.open(replicas)
-        await self._policies.reconcile()
         # The last life may have ended between a purge and its scrub; one scrub too many costs little.
         self.upkeep.note_purge()
         self._spawn(self.upkeep.run(), "upkeep")
+        if self.cluster is None:
+            await self._policies.reconcile()
+        else:
+            self._join_in(self.cluster)
         self.state.open()
+
+    def _make_engine(self, log: LogStore) -> Engine:
+        worker = self._make_worker(self._loop, "commit")
+        cluster, moves = self.cluster, self._moves
+        if cluster is None or moves is None:
+            return Engine(self._loop, log, boot=self._random_bytes(8), worker=worker, on_failure=self._log_failed)
+        return Engine(
+            self._loop,
+            log,
+            boot=self._random_bytes(8),
+            worker=worker,
+            on_failure=self._log_failed,
+            send=cluster.send,
+            on_snapshot=moves.install,
+        )
+
+    async def _enter(self, cluster: Cluster, log: LogStore, recovered: dict[int, RecoveredShard]) -> None:
+        """Listen for peers, and be taken in by a cluster if this store is in none."""
+        numbers = {node_of(found.replica_id) for found in recovered.values()}
+        if len(numbers) > 1:
+            raise StorageFailed(
+                self.options.data_dir, "start", "it was made by a version that knew no clusters; export and import its contexts"
+            )
+        await cluster.start(log.identity.store_uuid, log.identity.cluster_id, numbers.pop() if numbers else 0)
+        if not recovered:
+            welcome = await cluster.be_taken_in()
+            if welcome.shards != self.options.shards:
+                what = f"the cluster has {welcome.shards} shards, not {self.options.shards}; start this node with --shards {welcome.shards}"
+                raise StorageFailed(self.options.data_dir, "join", what)
+            if (log.identity.cluster_id, log.shards) != (welcome.cluster_id, welcome.shards):
+                log.adopt_cluster(welcome.cluster_id, welcome.shards)
+            cluster.become(welcome.number, welcome.cluster_id)
+
+    def _join_in(self, cluster: Cluster) -> None:
+        """From here on this node does its part."""
+        cluster.connect_all()
+        self._spawn(cluster.run_ticks(), "ticks")
+        self._spawn(cluster.run_reports(), "reports")
+        self._spawn(cluster.run_registration(), "registration")
+        if self._moves is not None:
+            self._spawn(self._moves.run_snapshots(), "snapshots")
+        self._spawn(self._policies.run(), "policies")
 
     @property
     def _state_dir(self) -> str:
@@ -161,21 +230,22 @@ class Node:
         """Make every group of a new node: one voter each. All of it counts only with the one commit at its end."""
         made: dict[int, RecoveredShard] = {}
         for shard in [*range(self.options.shards), SYSTEM_SHARD]:
-            replica_id = int.from_bytes(self._random_bytes(7), "big") + 1
+            replica_id = replica_id_on(FIRST_NODE, self._random_bytes(5))
             generation = self._random_bytes(4).hex()
             conf_state = ConfState(voters=(replica_id,)).encode()
             self._create_state(shard, self._state_path(shard, generation), conf_state)
             hard_state = HardState(FIRST_INDEX, 0, FIRST_INDEX)
             log.install(shard, replica_id, generation, hard_state, FIRST_INDEX, FIRST_INDEX)
             made[shard] = RecoveredShard(replica_id, generation, hard_state, FIRST_INDEX, FIRST_INDEX, [])
+        log.note_shards(self.options.shards)
         log.commit()
         return made
 
-    def _create_state(self, shard: int, path: str, conf_state: bytes) -> None:
+    def _create_state(self, shard: int, path: str, conf_state: bytes, index: int = FIRST_INDEX) -> None:
         """An empty state database, durable with its name before the log names it (P6)."""
         store = StateStore(path, shard, self._state_options())
         try:
-            store.flush(StateChanges(applied_of(Machine(), FIRST_INDEX, FIRST_INDEX, conf_state)))
+            store.flush(StateChanges(applied_of(Machine(), index, index, conf_state)))
             if not store.checkpoint().complete:
                 raise StorageFailed(path, "create", "the first checkpoint was not complete")
         finally:
@@ -196,9 +266,10 @@ class Node:
                 what = f"log.db is missing or empty, and state/{name} holds data; restore the whole data directory"
                 raise StorageFailed(self.options.data_dir, "start", what)
 
-    def _check_shards(self, recovered: dict[int, RecoveredShard]) -> None:
-        count = len(recovered) - (SYSTEM_SHARD in recovered)
-        if count != self.options.shards:
+    def _check_shards(self, log: LogStore, recovered: dict[int, RecoveredShard]) -> None:
+        # A member of a cluster may hold any number of them; a directory of an earlier version does not say how many there are.
+        count = log.shards or len(recovered) - (SYSTEM_SHARD in recovered)
+        if recovered and count != self.options.shards:
             raise StorageFailed(
                 self.options.data_dir, "start", f"it holds {count} shards, not {self.options.shards}; the number of shards never changes"
             )
@@ -217,11 +288,16 @@ class Node:
     def _replica(self, shard: int, found: RecoveredShard, store: StateStore, engine: Engine) -> Replica:
         """One replica from its database and what the log holds beyond it."""
         applied = store.applied()
-        machine = Machine(clock_ms=applied.clock_ms, next_ordinal=machine_record(applied.machine).next_ordinal)
+        kept = machine_record(applied.machine)
+        machine = Machine(clock_ms=applied.clock_ms, next_ordinal=kept.next_ordinal)
+        machine.cluster = ClusterState.decode(kept.cluster)
         for row in store.policies():
             stored = policy_decoder.decode(row.record)
             machine.policies[row.name] = policy_of(stored.record, stored.users)
         term, vote, commit = found.hard_state
+        timing: dict[str, Any] = {}
+        if self.cluster is not None:
+            timing = {"election_ticks": self.cluster.options.election_ticks, "heartbeat_ticks": self.cluster.options.heartbeat_ticks}
         group = Group(
             group_id=shard,
             replica_id=found.replica_id,
@@ -235,6 +311,7 @@ class Node:
             conf_state=applied.conf_state,
             applied=applied.index,
             records=found.records,
+            **timing,
         )
         replica = Replica(
             shard,
@@ -246,7 +323,7 @@ class Node:
             conf_state=applied.conf_state,
             loop=self._loop,
             on_work=engine.queue,
-            on_event=tell_followers,
+            on_event=self._on_event,
             on_storage_error=self._state_failed,
         )
         replica.queued_bytes_max = self.options.queued_bytes_per_shard_max
@@ -264,9 +341,71 @@ class Node:
             raise StorageFailed(path, "start", what)
         return store
 
+    # --- replicas that come and go ------------------------------------------------------------------------------------
+
+    async def create_replica(self, shard: int, replica_id: int) -> None:
+        """Begin a blank replica, durable before this returns. It knows no members and waits for its leader's snapshot."""
+        engine = self._running_engine()
+        generation = self._random_bytes(4).hex()
+        path = self._state_path(shard, generation)
+        await self._upkeep_worker.run(lambda: self._create_state(shard, path, b"", 0))
+        hard_state = HardState(0, 0, 0)
+        engine.with_log(lambda log: log.install(shard, replica_id, generation, hard_state, 0, 0))
+        await engine.log_job(lambda log: None)
+        if engine.is_failed:
+            raise engine.failure or AssertionError("an engine fails with a reason")
+        found = RecoveredShard(replica_id, generation, hard_state, 0, 0, [])
+        engine.add(self._replica(shard, found, self._open_state(shard, found), engine))
+
+    async def drop_replica(self, shard: int, replica_id: int) -> None:
+        """Forget a replica and its files. Does nothing if another took its place."""
+        engine = self._running_engine()
+        replica = engine.replicas.get(shard)
+        if replica is None or replica.group.replica_id != replica_id:
+            return
+        engine.remove(replica, "This node does not hold that shard any more; try again shortly.")
+        del engine.replicas[shard]
+        engine.with_log(lambda log: log.remove(shard))
+        await engine.log_job(lambda log: None)
+        await self._close_replica(replica)
+
+    async def reopen_replica(self, replica: Replica) -> None:
+        """Begin a replica anew from what the disk has of it, keeping its vote."""
+        engine, shard = self._running_engine(), replica.shard
+        if engine.replicas.get(shard) is not replica:
+            return
+        status = replica.group.status()
+        engine.remove(replica, "This replica starts over; try again shortly.")
+
+        def keep_vote(log: LogStore) -> None:
+            commit = max(min(status.commit, status.persisted), replica.durable_index)
+            log.truncate(shard, 0, 0, (status.term, status.vote, commit))
+
+        engine.with_log(keep_vote)
+        found: list[RecoveredShard] = []
+        await engine.log_job(lambda log: found.append(log.reread(shard)))
+        async with replica.storing:
+            await self._upkeep_worker.run(lambda: None)
+            replica.store.close()
+        engine.add(self._replica(shard, found[0], self._open_state(shard, found[0]), engine))
+
+    async def _close_replica(self, replica: Replica) -> None:
+        """Whatever upkeep had begun on the old database ends before its files go."""
+        async with replica.storing:
+            await self._upkeep_worker.run(lambda: None)
+            replica.store.close()
+        remove_database(replica.store.path, self.options.disk)
+
     async def _caught_up(self, engine: Engine, replicas: dict[int, Replica]) -> None:
-        """Wait until every group leads and has applied its log. Effects of a long replay are stored as they come."""
-        while any(not replica.is_caught_up for replica in replicas.values()):
+        """Wait until every group of one voter leads and has applied its log. Effects of a long replay are stored as they come.
+
+        Whether it is one can only be told at the end: what is replayed may change the members.
+        """
+        while waiting := [replica for replica in replicas.values() if replica.is_only_voter and not replica.is_caught_up]:
+            for replica in waiting:
+                if not replica.group.is_leader:
+                    replica.group.campaign()
+                    engine.queue(replica)
             if engine.is_failed:
                 raise engine.failure or AssertionError("an engine fails with a reason")
             stopped = next((replica.failure for replica in replicas.values() if replica.failure is not None), None)
@@ -314,20 +453,23 @@ class Node:
         await engine.log_job(lambda log: None)
         if engine.is_failed:
             raise engine.failure or AssertionError("an engine fails with a reason")
-        # Whatever upkeep had begun on the old database ends before its files go.
-        async with old.storing:
-            await self._upkeep_worker.run(lambda: None)
-            old.store.close()
-        remove_database(old.store.path, self.options.disk)
+        await self._close_replica(old)
         found = RecoveredShard(replica_id, generation, hard_state, manifest.index, manifest.term, [])
         replica = self._replica(manifest.shard, found, self._open_state(manifest.shard, found), engine)
         engine.add(replica)
-        replica.group.campaign()
+        if replica.is_only_voter:
+            replica.group.campaign()
 
     def _running_engine(self) -> Engine:
         if self.engine is None or self.engine.is_failed:
             raise Unavailable("The node does not serve now; try again shortly.", retry_after_s=1)
         return self.engine
+
+    def _on_event(self, replica: Replica, event: Event) -> None:
+        if event.kind == "purged":
+            # On every replica, whoever was asked: the bytes leave all files.
+            self._note_purge()
+        tell_followers(replica, event)
 
     def _note_purge(self) -> None:
         if self.upkeep is not None:
@@ -346,8 +488,12 @@ class Node:
     async def stop(self) -> None:
         """Store everything and close. Requests should have ended; new ones are refused."""
         self.state.close("The node is stopping.")
+        if self._moves is not None and self.engine is not None and not self.engine.is_failed:
+            await self._moves.hand_over()
         self.shards.close("The node is stopping; try another.")
         await self._end_tasks()
+        if self._moves is not None:
+            await asyncio.gather(*self._moves.close(), return_exceptions=True)
         engine = self.engine
         if engine is not None and not engine.is_failed:
             await engine.settled()
@@ -356,6 +502,8 @@ class Node:
                     with suppress(StorageError):
                         await self.upkeep.checkpoint(replica)
             await engine.settled()
+        if self.cluster is not None:
+            await self.cluster.stop()
         self._close_stores()
         self._upkeep_worker.close()
 

@@ -57,6 +57,13 @@ class WindowAnswer:
     version: int
 
 
+class Listed(msgspec.Struct, frozen=True, array_like=True):
+    """A context in a list, and when it was changed last, in the unit that lists are ordered by."""
+
+    updated_at: int
+    view: ContextView
+
+
 class Reads:
     """The reading half of the service."""
 
@@ -185,27 +192,21 @@ class Reads:
             yield b"".join(lines)
 
     async def list_contexts(self, request: ListContexts) -> tuple[list[ContextView], str | None]:
-        """One page of the contexts of all shards."""
-        after = decode_cursor(request) if request.cursor is not None else None
+        """One page of the contexts of all shards that this node holds."""
         pages = []
         for replica in self._shards.replicas():
-            await replica.read_barrier()
-            await replica.stored()
             # A filter that matches little reads a whole shard; let others in between.
             await asyncio.sleep(0)
-            pages.append([(_sort_key(row, request.order), row, replica) for row in _list_rows(replica, request, after)])
-        chosen = []
-        for entry in merge(*pages, key=lambda entry: entry[0]):
-            chosen.append(entry)
-            if len(chosen) > request.limit:
-                break
-        found = chosen[: request.limit]
-        views = [stored_view(replica, row) for _, row, replica in found]
-        cursor = None
-        if len(chosen) > request.limit:
-            last = found[-1][1]
-            cursor = encode_cursor(request, (last.updated_at, last.id))
-        return views, cursor
+            pages.append(await self.list_shard(replica.shard, request))
+        return merged_page(pages, request)
+
+    async def list_shard(self, shard: int, request: ListContexts) -> "list[Listed]":
+        """What one shard has for a page of the list: one more than the page holds, if there is more."""
+        after = decode_cursor(request) if request.cursor is not None else None
+        replica = self._shards.replica(shard)
+        await replica.read_barrier()
+        await replica.stored()
+        return [Listed(row.updated_at, stored_view(replica, row)) for row in _list_rows(replica, request, after)]
 
     async def subscribe(self, context_id: str, cursor: int) -> Subscription:
         """Follow a context from after `cursor` (0 is the beginning, -1 the present end)."""
@@ -304,8 +305,17 @@ def _list_rows(replica: Replica, request: ListContexts, after: tuple[int, str] |
     )
 
 
-def _sort_key(row: Any, order: str) -> tuple[Any, ...]:
-    return (row.id,) if order == "id" else (-row.updated_at, row.id)
+def merged_page(pages: "Sequence[list[Listed]]", request: ListContexts) -> tuple[list[ContextView], str | None]:
+    """One page out of those of several shards, and the cursor of the next."""
+    by_id = request.order == "id"
+    chosen: list[Listed] = []
+    for one in merge(*pages, key=lambda one: (one.view.id,) if by_id else (-one.updated_at, one.view.id)):
+        chosen.append(one)
+        if len(chosen) > request.limit:
+            break
+    found = chosen[: request.limit]
+    cursor = encode_cursor(request, (found[-1].updated_at, found[-1].view.id)) if len(chosen) > request.limit else None
+    return [one.view for one in found], cursor
 
 
 def stored_view(replica: Replica, row: Any) -> ContextView:

@@ -15,10 +15,28 @@ from context_node.contexts.context import Context, IdRow, read_context
 from context_node.contexts.machine import NOTHING_FOUND, Event, Found, Machine
 from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Unavailable
 from context_node.contexts.replies import Reply
-from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDropped
+from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDropped, Role
 from context_node.runtime.databases import StorageError
 from context_node.runtime.state_store import StateStore
 from context_node.runtime.storing import key_row, state_changes
+
+READ_RETRY_TICKS = 10
+"""A read index that was asked for so long ago is asked for again, under a new context: leaders change and forget."""
+
+READ_TICKS_MAX = 50
+"""A read that got no index for so long is refused: there is no leader, or none that a majority hears."""
+
+
+KEPT_ENTRIES = 256
+"""So many entries stay in the log of a group with several members, so that whoever leads next can serve those a little behind."""
+
+
+@dataclass(slots=True)
+class Reader:
+    """A read that waits for an index, since the tick `since`."""
+
+    answer: "asyncio.Future[None]"
+    since: int
 
 
 @dataclass(slots=True)
@@ -75,9 +93,15 @@ class Replica:
         self._on_event = on_event
         self._on_storage_error = on_storage_error
         self._pending: dict[int, Pending] = {}
-        self._readers: list[asyncio.Future[None]] = []
+        self._readers: list[Reader] = []
         self._reads_asked = 0
-        self._reads: dict[bytes, list[asyncio.Future[None]]] = {}
+        self._reads: dict[bytes, tuple[int, list[Reader]]] = {}
+        self._ticks = 0
+        self.held_messages: list[tuple[int, list[tuple[int, bytes]]]] = []
+        """By the number of the Ready that must be durable before they leave, in order."""
+        self.newest_record = 0
+        """The number of the newest Ready that had something to keep."""
+        self.is_installing = False
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -110,7 +134,15 @@ class Replica:
     def _take_members(self, conf_state: bytes) -> None:
         self.conf_state = conf_state
         members = ConfState.decode(conf_state)
-        self._is_only_voter = not members.joint and tuple(members.voters) == (self.group.replica_id,)
+        self.members = members
+        self.is_only_voter = not members.joint and members.voters == (self.group.replica_id,)
+        self.has_peers = members.members != {self.group.replica_id}
+        """Also true of a replica that has yet to learn whom it belongs to."""
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the configuration that it knows names it; true of one that knows none."""
+        return not self.members.members or self.group.replica_id in self.members.members
 
     async def read_barrier(self) -> None:
         """Return once this replica has applied all that was acknowledged before the call (H5).
@@ -119,12 +151,12 @@ class Replica:
         """
         if self.failure is not None:
             raise Unavailable(self.failure)
-        if self._is_only_voter and self.group.is_leader:
+        if self.is_only_voter and self.group.is_leader:
             return
-        reader: asyncio.Future[None] = self._loop.create_future()
+        reader = Reader(self._loop.create_future(), self._ticks)
         self._readers.append(reader)
         self._on_work(self)
-        await reader
+        await reader.answer
 
     # --- the engine's part -------------------------------------------------------------------------------------------
 
@@ -134,21 +166,55 @@ class Replica:
         if not self._readers:
             return
         self._reads_asked += 1
-        context = b"%s%d" % (boot, self._reads_asked)
-        self._reads[context] = self._readers
-        self._readers = []
-        self.group.read_index(context)
+        context = b"%s%x.%d" % (boot, self.group.replica_id, self._reads_asked)
+        if self.group.read_index(context):
+            self._reads[context] = (self._ticks, self._readers)
+            self._readers = []
+        # Otherwise nobody can answer now: the next tick asks again.
 
     def answer_reads(self, states: Sequence[tuple[int, bytes]]) -> None:
         """Let readers go whose index is applied. With one turn per Ready, committed entries come before their read state."""
         for index, context in states:
-            for reader in self._reads.pop(context, ()):
-                if reader.done():
+            for reader in self._reads.pop(context, (0, []))[1]:
+                if reader.answer.done():
                     continue
                 if index <= self.applied_index:
-                    reader.set_result(None)
+                    reader.answer.set_result(None)
                 else:
-                    reader.set_exception(Unavailable("This replica is behind; try again shortly.", retry_after_s=1))
+                    reader.answer.set_exception(Unavailable("This replica is behind; try again shortly.", retry_after_s=1))
+
+    def tick(self) -> None:
+        """One step of time: for Raft, and for reads whose question or answer was lost."""
+        self._ticks += 1
+        if self.failure is not None or self.is_installing:
+            return
+        if self._reads or self._readers:
+            self._retry_reads()
+        if self.group.tick() or self._readers:
+            self._on_work(self)
+
+    def _retry_reads(self) -> None:
+        for context, (asked, readers) in list(self._reads.items()):
+            if self._ticks - asked >= READ_RETRY_TICKS:
+                del self._reads[context]
+                self._readers += readers
+        waiting: list[Reader] = []
+        for reader in self._readers:
+            if self._ticks - reader.since < READ_TICKS_MAX:
+                waiting.append(reader)
+            elif not reader.answer.done():
+                reader.answer.set_exception(Unavailable("This shard has no leader now; try again shortly.", retry_after_s=1))
+        self._readers = waiting
+
+    def note_role(self, role: int) -> None:
+        """Raft says what this replica is now. Writes of a leader that is none any more have an unknown outcome (P4): their entries may be
+        replaced, and then nobody would hear of them."""
+        if role != Role.LEADER and self._pending:
+            for pending in self._pending.values():
+                if not pending.reply.done():
+                    pending.reply.set_exception(outcome_unknown())
+            self._pending.clear()
+            self.queued_bytes = 0
 
     def apply(self, committed: Sequence[tuple[int, int, int, bytes]], now: float) -> None:
         """Apply committed entries in order, and answer those who proposed them here."""
@@ -197,10 +263,10 @@ class Replica:
         for followers in self.followed.values():
             for follower in followers:
                 follower.stop()
-        readers = [*self._readers, *(reader for waiting in self._reads.values() for reader in waiting)]
+        readers = [*self._readers, *(reader for _, waiting in self._reads.values() for reader in waiting)]
         for reader in readers:
-            if not reader.done():
-                reader.set_exception(Unavailable(reason))
+            if not reader.answer.done():
+                reader.answer.set_exception(Unavailable(reason))
         self._readers.clear()
         self._reads.clear()
 
@@ -208,6 +274,19 @@ class Replica:
     def is_caught_up(self) -> bool:
         """Whether this replica leads and has applied all of its log, as it must before it serves alone."""
         return self.group.is_leader and self.applied_index == self.group.last_index
+
+    def truncation_index(self, log_bytes_max: int) -> int:
+        """Up to where the log may go: what is durable, but not what members who are close behind still need; beyond `log_bytes_max` they
+        get a snapshot instead."""
+        if not self.has_peers:
+            return self.durable_index
+        status = self.group.status()
+        keep_from = self.durable_index - KEPT_ENTRIES
+        for member in status.progress:
+            if member.replica_id != status.replica_id and member.recent_active:
+                keep_from = min(keep_from, max(member.match_index, member.pending_snapshot))
+        index = self.durable_index if status.log_bytes > log_bytes_max else keep_from
+        return max(index, status.first_index - 1)
 
     @property
     def in_flight(self) -> int:

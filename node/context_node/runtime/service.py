@@ -23,6 +23,7 @@ class Service:
         self.pin = writes.pin
         self.get_context = reads.get_context
         self.list_contexts = reads.list_contexts
+        self.list_shard = reads.list_shard
         self.page = reads.page
         self.tail = reads.tail
         self.window = reads.window

@@ -18,6 +18,21 @@ SYSTEM_SHARD = 65_535
 """The group that holds what is cluster-wide. Beside the shards of contexts, which count from 0."""
 
 
+NODE_SHIFT = 40
+"""A replica id is the number of its node, which no other store ever has, above so many random bits: so it says where the replica is, and
+no id comes back on another disk."""
+
+
+def replica_id_on(node: int, random_bytes: bytes) -> int:
+    """A new replica id on a node; of `random_bytes` the first five count."""
+    return node << NODE_SHIFT | max(1, int.from_bytes(random_bytes[:5], "big"))
+
+
+def node_of(replica_id: int) -> int:
+    """The number of the node that holds this replica."""
+    return replica_id >> NODE_SHIFT
+
+
 @lru_cache(maxsize=16_384)
 def shard_of(context_id: str, count: int) -> ShardId:
     """The first 8 bytes, big-endian, of BLAKE2b with `digest_size=8` of the id, modulo the number of shards."""
@@ -46,15 +61,23 @@ class ShardDirectory:
         return self.replica(shard_of(context_id, self.count))
 
     def replica(self, shard: int) -> Replica:
+        """The replica of a shard. Raises `Unavailable` where there is none."""
         if self.closed_reason is not None:
             raise Unavailable(self.closed_reason, retry_after_s=1)
-        return self._replicas[shard]
+        replica = self._replicas.get(shard)
+        if replica is None:
+            raise Unavailable("This node does not hold that shard; try again shortly.", retry_after_s=1)
+        return replica
+
+    def held(self, shard: int) -> Replica | None:
+        """The replica of a shard, if this node has one and serves."""
+        return self._replicas.get(shard) if self.closed_reason is None else None
 
     def replicas(self) -> list[Replica]:
-        """The replicas of all shards of contexts, in order."""
+        """The replicas of shards of contexts that this node holds, in order."""
         if self.closed_reason is not None:
             raise Unavailable(self.closed_reason, retry_after_s=1)
-        return [self._replicas[shard] for shard in range(self.count)]
+        return [replica for shard, replica in sorted(self._replicas.items()) if shard != SYSTEM_SHARD]
 
     def all(self) -> list[Replica]:
         """Every replica that is open, the system group's too; none while the node does not serve."""

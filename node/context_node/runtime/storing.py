@@ -17,6 +17,7 @@ class MachineRecord(msgspec.Struct, frozen=True, array_like=True):
     """What the state machine keeps besides contexts and policies."""
 
     next_ordinal: int = 1
+    cluster: bytes = b""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -31,7 +32,7 @@ def machine_record(data: bytes) -> MachineRecord:
 
 def applied_of(machine: Machine, index: int, term: int, conf_state: bytes) -> Applied:
     """How far a machine is."""
-    return Applied(index, term, conf_state, machine.clock_ms, _encode(MachineRecord(machine.next_ordinal)))
+    return Applied(index, term, conf_state, machine.clock_ms, _encode(MachineRecord(machine.next_ordinal, machine.cluster.encode())))
 
 
 def state_changes(machine: Machine, index: int, term: int, conf_state: bytes) -> StateChanges:

@@ -130,8 +130,9 @@ class Upkeep:
             replica.is_behind = is_behind
         return total
 
-    async def checkpoint(self, replica: Replica) -> bool:
-        """Make a replica's state durable and truncate its log below. Returns whether the checkpoint was complete."""
+    async def checkpoint(self, replica: Replica, *, keeps_for_others: bool = True) -> bool:
+        """Make a replica's state durable and truncate its log below, but for what other members still need. Returns whether the checkpoint
+        was complete."""
         async with replica.storing:
             if replica.failure is not None:
                 return False
@@ -142,11 +143,17 @@ class Upkeep:
         if not result.complete:
             return False
         replica.durable_index, replica.durable_term = stored
-        self._truncate(replica)
+        if replica.failure is None:
+            self._truncate(replica, keeps_for_others)
         return True
 
-    def _truncate(self, replica: Replica) -> None:
+    def _truncate(self, replica: Replica, keeps_for_others: bool) -> None:
         index, term = replica.durable_index, replica.durable_term
+        if keeps_for_others and (kept := replica.truncation_index(self._limits.log_bytes_per_shard_max)) < index:
+            known = replica.group.term_at(kept)
+            if known is None:
+                return
+            index, term = kept, known
 
         def change(log: LogStore) -> None:
             if replica.failure is not None:
@@ -194,7 +201,7 @@ class Upkeep:
         is_clean = True
         for replica in list(self._engine.replicas.values()):
             if replica.failure is None:
-                is_clean &= await self.checkpoint(replica)
+                is_clean &= await self.checkpoint(replica, keeps_for_others=False)
                 async with replica.storing:
                     if replica.failure is None:
                         is_clean &= await self._worker.run(replica.store.scrub)

@@ -74,7 +74,6 @@ class Writes:
         defaults: Defaults,
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
-        on_purge: Callable[[], None],
         counting_threads: int,
     ) -> None:
         self._shards = shards
@@ -82,7 +81,6 @@ class Writes:
         self._defaults = defaults
         self._now_ms = now_ms
         self._random_bytes = random_bytes
-        self._on_purge = on_purge
         self._counting = asyncio.Semaphore(counting_threads)
         self._cohort: Cohort[_Arrival, Reply] = Cohort(self._begin_append)
 
@@ -170,12 +168,15 @@ class Writes:
 
     async def create_context(self, request: PutContext, owner: str) -> tuple[str, Put, ContextView]:
         """Create a context with a generated id: sortable by time, or derived from `owner` and the idempotency key if there is one."""
-        if request.key is None:
-            context_id = new_id(self._now_ms(), self._random_bytes(10))
-        else:
-            context_id = derived_id(owner, request.key)
+        context_id = self.new_context_id(request, owner)
         put, view = await self.put_context(context_id, request)
         return context_id, put, view
+
+    def new_context_id(self, request: PutContext, owner: str) -> str:
+        """The id that `create_context` gives."""
+        if request.key is None:
+            return new_id(self._now_ms(), self._random_bytes(10))
+        return derived_id(owner, request.key)
 
     async def _recounts(self, context: Context, tokenizer: str | None) -> tuple[Recount, ...]:
         name = tokenizer or context.head.config.tokenizer
@@ -212,7 +213,6 @@ class Writes:
         """Erase a context for good. When this returns, no read gives it; its bytes leave the files soon after."""
         replica = self._shards.replica_of(context_id)
         accepted(await replica.propose(Purge(context_id, self._now_ms(), self._rules)))
-        self._on_purge()
 
     async def compact(self, context_id: str, request: Compact) -> Rewritten:
         """Rewrite the window by hand, or from history anew."""

@@ -1,0 +1,237 @@
+"""The cluster as an administrator sees and changes it, from whichever node is asked.
+
+Knows how to put the words of all nodes together, and which node takes each step. Does not know which steps are wise: that is the planner's
+(`context_operator/placement.py`). Invariants: looking changes nothing; every step may be repeated, since it does nothing where its aim is
+met; a node that does not answer is shown as away, never left out.
+"""
+
+import asyncio
+from typing import cast
+
+import msgspec
+
+from context_node.contexts.refusals import Refusal, Unprocessable
+from context_node.runtime.calls import NodeStatus, ReplicaStatus
+from context_node.runtime.cluster import Cluster
+from context_node.runtime.shards import SYSTEM_SHARD, node_of
+
+LOOK_TIMEOUT_S = 2.0
+CAUGHT_UP_ENTRIES = 1_000
+
+
+class ReplicaView(msgspec.Struct, frozen=True):
+    """One replica of a shard, as its leader knows it; `match_index` and `is_caught_up` are 0 and false where no leader is known."""
+
+    replica_id: int
+    node: int
+    is_voter: bool
+    is_caught_up: bool
+    match_index: int
+
+
+class ShardView(msgspec.Struct, frozen=True):
+    """One shard. `leader` is a node's number or null. `lag` is by how many entries the voter that is farthest behind lags."""
+
+    shard: int
+    is_system: bool
+    leader: int | None
+    term: int
+    applied: int
+    is_joint: bool
+    lag: int
+    replicas: list[ReplicaView]
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """One node. `is_alive`: it answered just now."""
+
+    number: int
+    name: str
+    zone: str
+    peer_address: str
+    client_address: str
+    is_alive: bool
+    is_ready: bool
+    version: str
+    cordoned: bool
+    draining: bool
+    replicas: int
+    leaders: int
+
+
+class ClusterView(msgspec.Struct, frozen=True):
+    """All of it. `node` is who was asked."""
+
+    cluster_id: str
+    node: int
+    epoch: int
+    replication_factor: int
+    shards_total: int
+    shards_healthy: int
+    shards_leaderless: int
+    shards_under_replicated: int
+    nodes: list[NodeView]
+    shards: list[ShardView]
+
+
+class ClusterAdmin:
+    """The steps, and the look at everything."""
+
+    def __init__(self, cluster: Cluster, shards: int) -> None:
+        self._cluster = cluster
+        self._shards = shards
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node leads the system group: of all administrators that run on nodes, only the one there acts."""
+        return self._cluster.number != 0 and self._cluster.leader_of(SYSTEM_SHARD) == self._cluster.number
+
+    async def look(self) -> ClusterView:
+        """Ask every member how it is. Takes `LOOK_TIMEOUT_S` where one does not answer."""
+        members = self._cluster.members()
+        statuses = await asyncio.gather(*(self._status(node.number) for node in members))
+        alive = {status.number: status for status in statuses if status is not None}
+        shards = [self._shard(shard, alive) for shard in (*range(self._shards), SYSTEM_SHARD)]
+        ordinary = [shard for shard in shards if not shard.is_system]
+        nodes = [
+            NodeView(
+                number=node.number,
+                name=node.name,
+                zone=node.zone,
+                peer_address=node.peer,
+                client_address=node.client,
+                is_alive=node.number in alive,
+                is_ready=node.number in alive and alive[node.number].is_ready,
+                version=alive[node.number].version if node.number in alive else "",
+                cordoned=node.cordoned,
+                draining=node.draining,
+                replicas=sum(replica.node == node.number for shard in ordinary for replica in shard.replicas),
+                leaders=sum(shard.leader == node.number for shard in ordinary),
+            )
+            for node in members
+        ]
+        factor = max((status.factor for status in alive.values()), default=0)
+        wanted = _largest_odd(min(factor, sum(node.is_alive and not node.draining for node in nodes)))
+        under = [shard for shard in ordinary if not _is_replicated(shard, wanted)]
+        leaderless = [shard for shard in ordinary if shard.leader is None]
+        return ClusterView(
+            cluster_id=self._cluster.transport.identity.cluster_id,
+            node=self._cluster.number,
+            epoch=max((status.epoch for status in alive.values()), default=0),
+            replication_factor=factor,
+            shards_total=len(ordinary),
+            shards_healthy=len(ordinary) - len({shard.shard for shard in (*under, *leaderless)}),
+            shards_leaderless=len(leaderless),
+            shards_under_replicated=len(under),
+            nodes=nodes,
+            shards=shards,
+        )
+
+    async def _status(self, number: int) -> NodeStatus | None:
+        if number == self._cluster.number:
+            return self._cluster.describe()
+        try:
+            return cast(NodeStatus, await self._cluster.call(number, "describe", (), LOOK_TIMEOUT_S))
+        except Refusal:
+            return None
+
+    def _shard(self, shard: int, alive: dict[int, NodeStatus]) -> ShardView:
+        told = [replica for status in alive.values() for replica in status.replicas if replica.shard == shard]
+        leaders = [replica for replica in told if replica.is_leader]
+        is_system = shard == SYSTEM_SHARD
+        if not leaders:
+            known = max(told, key=lambda replica: (replica.applied, replica.term), default=None)
+            replicas = [] if known is None else [_blind(one, known) for one in (*known.voters, *known.learners)]
+            term, applied = (known.term, known.applied) if known is not None else (0, 0)
+            return ShardView(shard, is_system, None, term, applied, False, 0, replicas)
+        # Of two that both think so, the later term is right.
+        leader = max(leaders, key=lambda replica: replica.term)
+        progress = {one.replica_id: one for one in leader.followers}
+        replicas = []
+        for replica_id in (*leader.voters, *leader.learners):
+            one = progress.get(replica_id)
+            match = leader.last_index if replica_id == leader.replica_id else one.match_index if one is not None else 0
+            is_heard = replica_id == leader.replica_id or (one is not None and one.is_active and node_of(replica_id) in alive)
+            is_caught_up = is_heard and match + CAUGHT_UP_ENTRIES >= leader.last_index and match > 0
+            replicas.append(ReplicaView(replica_id, node_of(replica_id), replica_id in leader.voters, is_caught_up, match))
+        lag = max((leader.last_index - one.match_index for one in replicas if one.is_voter), default=0)
+        return ShardView(
+            shard,
+            is_system,
+            node_of(leader.replica_id),
+            leader.term,
+            leader.applied,
+            leader.is_joint,
+            lag,
+            sorted(replicas, key=lambda one: one.node),
+        )
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    async def add_learner(self, shard: int, node: int) -> None:
+        """Give a node a replica of a shard that follows and does not vote yet."""
+        self._check_node(node)
+        await self._cluster.call_leader(self._checked(shard), "add_learner", (shard, node))
+
+    async def change_members(self, shard: int, promote: tuple[int, ...], remove: tuple[int, ...]) -> None:
+        """Make learners voters and take replicas out, in one change."""
+        await self._cluster.call_leader(self._checked(shard), "change_members", (shard, promote, remove))
+
+    async def transfer_leader(self, shard: int, node: int) -> None:
+        """Hand a shard's leadership to its voter on a node."""
+        self._check_node(node)
+        await self._cluster.call_leader(self._checked(shard), "transfer_leader", (shard, node))
+
+    async def mark_node(
+        self, number: int, *, cordoned: bool | None = None, draining: bool | None = None, removed: bool | None = None, epoch: int = 0
+    ) -> None:
+        """Say what is wished of a node. A node that holds replicas is not removed: drain it first."""
+        self._check_node(number)
+        if removed:
+            view = await self.look()
+            held = [shard.shard for shard in view.shards if any(one.node == number for one in shard.replicas)]
+            if held:
+                raise Unprocessable(
+                    f"Node {self._cluster.name_of(number)} still belongs to {len(held)} shards; drain it first.",
+                    number=number,
+                    shards=held[:20],
+                )
+        await self._cluster.call_leader(SYSTEM_SHARD, "mark_node", (epoch, number, cordoned, draining, removed))
+
+    async def set_replication(self, factor: int, epoch: int = 0) -> None:
+        """How many voters a shard should have."""
+        await self._cluster.call_leader(SYSTEM_SHARD, "set_replication", (epoch, factor))
+
+    def number_of(self, name: str) -> int:
+        """The number of the node with this name, or with this number. Raises `Unprocessable`."""
+        members = self._cluster.members()
+        found = [node.number for node in members if node.name == name or str(node.number) == name]
+        if len(found) != 1:
+            names = ", ".join(f"{node.name} ({node.number})" for node in members)
+            what = f"Several nodes are called {name}; give the number" if found else f"There is no node {name}"
+            raise Unprocessable(f"{what}. Nodes: {names}.", name=name)
+        return found[0]
+
+    def _check_node(self, number: int) -> None:
+        if all(node.number != number for node in self._cluster.members()):
+            raise Unprocessable(f"There is no node {number} in this cluster.", number=number)
+
+    def _checked(self, shard: int) -> int:
+        if not (0 <= shard < self._shards or shard == SYSTEM_SHARD):
+            raise Unprocessable(
+                f"There is no shard {shard}; they are 0 to {self._shards - 1}, and {SYSTEM_SHARD} is the system group.", shard=shard
+            )
+        return shard
+
+
+def _is_replicated(shard: ShardView, wanted: int) -> bool:
+    voters = [one for one in shard.replicas if one.is_voter]
+    return len(voters) >= wanted and all(one.is_caught_up for one in voters)
+
+
+def _blind(replica_id: int, known: ReplicaStatus) -> ReplicaView:
+    return ReplicaView(replica_id, node_of(replica_id), replica_id in known.voters, False, 0)
+
+
+def _largest_odd(number: int) -> int:
+    return number if number % 2 else max(0, number - 1)

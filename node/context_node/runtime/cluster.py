@@ -1,0 +1,416 @@
+"""A node among others: who they are, what they say, who leads which shard, and the calls that they answer for each other.
+
+Knows the members (from the system group, or from another node until it holds that group), the leaders (from its own replicas and from what
+others report), and the loop that gives groups their time. Does not know HTTP, nor who should hold what: that is an administrator's
+business, who calls `runtime/moving.py`. Invariants: Raft messages are taken only from members of the same cluster, and only from replicas
+of the node that sends them (P11); a call is passed on at most once.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from context_node.contexts.cluster import ClusterState, MarkNode, NodeRecord, RegisterNode, SetReplication
+from context_node.contexts.refusals import OutcomeUnknown, Refusal, Unavailable
+from context_node.contexts.replies import NodeNumber
+from context_node.raft import MessageKind, peek_message
+from context_node.runtime import calls
+from context_node.runtime.calls import Follower, Member, NodeStatus, NotHere, ReplicaStatus, Welcome
+from context_node.runtime.replica import Replica
+from context_node.runtime.shards import SYSTEM_SHARD, accepted, node_of
+from context_node.runtime.transport import PeerIdentity, PeerLost, PeerRefused, PeerUnavailable, Transport
+
+if TYPE_CHECKING:
+    from context_node.runtime.node import Node
+
+logger = logging.getLogger("contextstore.cluster")
+
+RAFT, REPORT = b"R", b"L"
+"""The first byte of a one-way message: Raft messages by shard, or a report of what a node leads."""
+
+BULK_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterOptions:
+    """`host` and `port` are listened on for peers; `advertise` is what others dial (`host:port`, empty: the same). `secret` (at least 16
+    bytes) is the cluster's. `join`: nodes to ask to be taken in; without any, an empty data directory begins a cluster of its own.
+    An election starts after `election_ticks` to twice as many ticks of `tick_s` without a leader."""
+
+    host: str
+    port: int
+    secret: bytes
+    advertise: str = ""
+    client: str = ""
+    zone: str = ""
+    join: tuple[str, ...] = ()
+    tick_s: float = 0.1
+    election_ticks: int = 10
+    heartbeat_ticks: int = 2
+    report_s: float = 0.5
+    call_timeout_s: float = 30.0
+    leader_wait_s: float = 3.0
+
+
+class Led(msgspec.Struct, frozen=True, array_like=True):
+    """A shard that the reporting node leads: in which term, how far it has applied, and its members at that index."""
+
+    shard: int
+    term: int
+    applied: int
+    members: tuple[int, ...]
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True):
+    """What a node leads."""
+
+    led: tuple[Led, ...]
+
+
+_raft_messages = msgspec.msgpack.Decoder(list[tuple[int, bytes]])
+_reports = msgspec.msgpack.Decoder(Report)
+_encode = msgspec.msgpack.Encoder().encode
+
+Handler = Callable[..., Awaitable[Any]]
+
+
+def address(text: str) -> tuple[str, int]:
+    """`host:port` (IPv6 in brackets) as its parts. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+class Cluster:
+    """The part of a node that knows of others. `start` before groups are driven, `stop` after they are not any more."""
+
+    def __init__(self, node: "Node", options: ClusterOptions, random_bytes: Callable[[int], bytes], now_ms: Callable[[], int]) -> None:
+        self.options = options
+        self.number = 0
+        self.transport: Transport
+        self.handlers: dict[str, Handler] = {
+            "join": self._take_in,
+            "nodes": self._nodes_call,
+            "describe": self._describe_call,
+            "mark_node": self._mark_node,
+            "set_replication": self._set_replication,
+        }
+        self._node = node
+        self._random_bytes = random_bytes
+        self._now_ms = now_ms
+        self._advertised = ""
+        self._told_nodes: tuple[NodeRecord, ...] = ()
+        self._reported: dict[int, tuple[int, int]] = {}
+        """By shard the newest term and the node that leads it, as its leader reported."""
+        self.on_led: Callable[[int, Led], None] = lambda _node, _led: None
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self, store: str, cluster_id: str, number: int) -> None:
+        """Listen for peers, under the identity of a data directory. Raises OSError if the address cannot be had."""
+        self.number = number
+        identity = PeerIdentity(cluster_id if number else "", number, store, self._node.options.name)
+        self.transport = Transport(
+            identity,
+            self.options.secret,
+            random_bytes=self._random_bytes,
+            on_message=self._on_message,
+            on_request=self._on_request,
+            on_peer=self._on_peer,
+        )
+        port = await self.transport.listen(self.options.host, self.options.port)
+        self._advertised = self.options.advertise or f"{self.options.host}:{port}"
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        await self.transport.close()
+
+    async def be_taken_in(self) -> Welcome:
+        """Ask the nodes of `join` in turn, until one answers. The same store gets the same number each time."""
+        complaint = ""
+        while True:
+            for peer in self.options.join:
+                try:
+                    host, port = address(peer)
+                    data = await self.transport.request_address(host, port, calls.encode_question("join", (self._me(),)), 10.0)
+                    welcome = cast(Welcome, calls.decode_answer("join", data))
+                except (PeerUnavailable, PeerLost, PeerRefused, Refusal, OSError) as error:
+                    if str(error) != complaint:
+                        complaint = str(error)
+                        logger.warning("not taken in yet by %s: %s", peer, complaint)
+                    continue
+                self._told_nodes = welcome.nodes
+                return welcome
+            await asyncio.sleep(0.5)
+
+    def become(self, number: int, cluster_id: str) -> None:
+        """This node is a member now."""
+        self.number = number
+        old = self.transport.identity
+        self.transport.identity = PeerIdentity(cluster_id, number, old.store, old.name)
+        self.connect_all()
+
+    def _me(self) -> Member:
+        store = self.transport.identity.store
+        return Member(store, self._node.options.name, self._advertised, self.options.client, self.options.zone)
+
+    async def run_ticks(self) -> None:
+        """Give every group its time, at a steady pace; late ticks are not made up for, or a pause would start elections."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            due = max(due + self.options.tick_s, loop.time())
+            await asyncio.sleep(due - loop.time())
+            engine = self._node.engine
+            if engine is not None and not engine.is_failed:
+                engine.tick()
+
+    async def run_reports(self) -> None:
+        """Tell the others what is led here, and keep connected to whoever is a member."""
+        rounds = 0
+        while True:
+            await asyncio.sleep(self.options.report_s)
+            rounds += 1
+            self.connect_all()
+            report = REPORT + _encode(Report(tuple(self._led())))
+            for member in self.members():
+                if member.number != self.number:
+                    self.transport.send(member.number, report)
+            if rounds % 4 == 0 and not self._holds_system():
+                await self._ask_nodes()
+
+    async def run_registration(self) -> None:
+        """Have the system group know this node's addresses. Ends when it does."""
+        while True:
+            try:
+                welcome = cast(Welcome, await self.call_leader(SYSTEM_SHARD, "join", (self._me(),)))
+            except Refusal as refusal:
+                logger.info("not registered yet: %s", refusal.message)
+                await asyncio.sleep(0.5)
+                continue
+            if welcome.number != self.number:
+                raise RuntimeError(f"this node is number {self.number}, and the cluster has its store as {welcome.number}")
+            return
+
+    def _led(self) -> Iterable[Led]:
+        for replica in self._node.shards.all():
+            if replica.failure is None and replica.group.is_leader:
+                yield Led(replica.shard, replica.group.term, replica.applied_index, tuple(sorted(replica.members.members)))
+
+    async def _ask_nodes(self) -> None:
+        for member in self.members():
+            if member.number != self.number and self.transport.is_connected(member.number):
+                try:
+                    self._told_nodes = cast("tuple[NodeRecord, ...]", await self.call(member.number, "nodes", (), 5.0))
+                except Refusal:
+                    continue
+                return
+
+    # --- who there is ------------------------------------------------------------------------------------------------
+
+    def _system(self) -> Replica | None:
+        return self._node.shards.held(SYSTEM_SHARD)
+
+    def system_state(self) -> ClusterState | None:
+        """What the system group knows, if this node holds a replica of it."""
+        system = self._system()
+        return None if system is None else system.machine.cluster
+
+    def _holds_system(self) -> bool:
+        system = self._system()
+        return system is not None and bool(system.machine.cluster.members)
+
+    def members(self) -> list[NodeRecord]:
+        """The members as far as this node knows them, by number."""
+        system = self._system()
+        if system is not None and system.machine.cluster.members:
+            return system.machine.cluster.members
+        return [node for node in self._told_nodes if not node.removed]
+
+    def name_of(self, number: int) -> str:
+        """A node's name; its number where the name is not known."""
+        if number == self.number:
+            return self._node.options.name
+        return next((node.name for node in self.members() if node.number == number), f"node {number}")
+
+    def connect_all(self) -> None:
+        """Keep one connection to every other member, and to nobody else."""
+        wanted = {node.number: node for node in self.members() if node.number != self.number}
+        for number, node in wanted.items():
+            try:
+                host, port = address(node.peer)
+            except ValueError:
+                continue
+            self.transport.connect(number, host, port, node.store)
+        system = self._system()
+        if system is not None:
+            for number, node in system.machine.cluster.nodes.items():
+                if node.removed:
+                    self.transport.forget(number)
+
+    def leader_of(self, shard: int) -> int:
+        """The node that leads a shard, as far as is known here; 0 if nobody does."""
+        replica = self._node.shards.held(shard)
+        if replica is not None and replica.failure is None and (leader := replica.group.leader_id):
+            return node_of(leader)
+        return self._reported.get(shard, (0, 0))[1]
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def send(self, node: int, messages: list[tuple[int, bytes]]) -> None:
+        """Raft messages to a node. Those that carry much go behind those that keep the peace."""
+        small = [each for each in messages if len(each[1]) < BULK_BYTES or peek_message(each[1])[0] != MessageKind.APPEND]
+        if small and not self.transport.send(node, RAFT + _encode(small)):
+            self._lost(node)
+        if len(small) < len(messages):
+            for each in messages:
+                if each not in small and not self.transport.send(node, RAFT + _encode([each]), bulk=True):
+                    self._lost(node)
+
+    def _lost(self, node: int) -> None:
+        if self._node.engine is not None:
+            self._node.engine.lost(node)
+
+    def _on_message(self, peer: PeerIdentity, payload: bytes) -> None:
+        if not self._is_member(peer):
+            return
+        kind, body = payload[:1], payload[1:]
+        engine = self._node.engine
+        if kind == RAFT and engine is not None:
+            engine.receive(peer.node, _raft_messages.decode(body))
+        elif kind == REPORT:
+            for led in _reports.decode(body).led:
+                known = self._reported.get(led.shard, (0, 0))
+                if led.term >= known[0]:
+                    self._reported[led.shard] = (led.term, peer.node)
+                    self.on_led(peer.node, led)
+
+    def _is_member(self, peer: PeerIdentity) -> bool:
+        """Whether a peer speaks for a node of this cluster: its number belongs to its store, and was not taken away."""
+        if not peer.node or peer.cluster_id != self.transport.identity.cluster_id:
+            return False
+        system = self._system()
+        known = system.machine.cluster.nodes.get(peer.node) if system is not None else None
+        return known is None or (known.store == peer.store and not known.removed)
+
+    def _on_peer(self, node: int, is_connected: bool) -> None:
+        if not is_connected:
+            self._lost(node)
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    async def call(self, node: int, name: str, arguments: tuple[Any, ...], timeout_s: float | None = None) -> Any:
+        """Ask another node. Raises the `Refusal` it gave; `Unavailable` if it was not reached; for a write whose answer was lost
+        `OutcomeUnknown`."""
+        timeout = self.options.call_timeout_s if timeout_s is None else timeout_s
+        try:
+            data = await self.transport.request(node, calls.encode_question(name, arguments), timeout, bulk=name == "snapshot_chunk")
+        except PeerUnavailable as error:
+            raise NotHere(f"Node {self.name_of(node)} cannot be reached; try again shortly.", retry_after_s=1, why=str(error)) from None
+        except PeerRefused as error:
+            raise Unavailable(f"Node {self.name_of(node)} could not answer; try again shortly.", retry_after_s=1, why=str(error)) from None
+        except PeerLost:
+            if calls.KINDS[name].is_write:
+                raise OutcomeUnknown("The write may or may not have been kept; retry with the same Idempotency-Key to find out.") from None
+            raise Unavailable(f"Node {self.name_of(node)} did not answer; try again shortly.", retry_after_s=1) from None
+        return calls.decode_answer(name, data)
+
+    async def call_leader(self, shard: int, name: str, arguments: tuple[Any, ...]) -> Any:
+        """Ask the node that leads a shard, here or elsewhere; waits a little for an election. Raises as `call`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.options.leader_wait_s
+        while True:
+            leader = self.leader_of(shard)
+            try:
+                if leader == self.number and leader:
+                    return await self.handlers[name](*arguments)
+                if leader:
+                    return await self.call(leader, name, arguments)
+            except NotHere:
+                # Nothing was done, so asking whoever leads now is safe.
+                pass
+            if loop.time() >= until:
+                raise Unavailable("This shard has no leader now; try again shortly.", retry_after_s=1)
+            await asyncio.sleep(0.05)
+
+    async def _on_request(self, peer: PeerIdentity, payload: bytes) -> bytes:
+        try:
+            name, arguments = calls.decode_question(payload)
+        except (msgspec.MsgspecError, KeyError) as error:
+            return calls.encode_refusal(Unavailable("This node does not know that call; it runs another version.", why=str(error)))
+        if name != "join" and not self._is_member(peer):
+            return calls.encode_refusal(Unavailable("You are no member of this cluster."))
+        try:
+            return calls.encode_answer(await self.handlers[name](*arguments))
+        except Refusal as refusal:
+            return calls.encode_refusal(refusal)
+
+    def leading(self, shard: int) -> Replica:
+        """The replica of a shard, if it leads. Raises `NotHere`."""
+        replica = self._node.shards.held(shard)
+        if replica is None or replica.failure is not None or not replica.group.is_leader:
+            raise NotHere("This node does not lead that shard now; try again shortly.", retry_after_s=1)
+        return replica
+
+    async def _take_in(self, member: Member) -> Welcome:
+        system = self._node.shards.held(SYSTEM_SHARD)
+        if system is None or not system.group.is_leader:
+            leader = self.leader_of(SYSTEM_SHARD)
+            if not leader or leader == self.number:
+                raise NotHere("The cluster has no leader now; try again shortly.", retry_after_s=1)
+            return cast(Welcome, await self.call(leader, "join", (member,)))
+        command = RegisterNode(self._now_ms(), member.store, member.name, member.peer, member.client, member.zone)
+        number = cast(NodeNumber, accepted(await system.propose(command))).number
+        self.connect_all()
+        nodes = tuple(system.machine.cluster.members)
+        return Welcome(number, self.transport.identity.cluster_id, self._node.options.shards, nodes)
+
+    async def _nodes_call(self) -> tuple[NodeRecord, ...]:
+        return tuple(self.members())
+
+    async def _mark_node(self, epoch: int, number: int, cordoned: bool | None, draining: bool | None, removed: bool | None) -> None:
+        system = self.leading(SYSTEM_SHARD)
+        accepted(await system.propose(MarkNode(self._now_ms(), epoch, number, cordoned, draining, removed)))
+
+    async def _set_replication(self, epoch: int, factor: int) -> None:
+        system = self.leading(SYSTEM_SHARD)
+        accepted(await system.propose(SetReplication(self._now_ms(), epoch, factor)))
+
+    async def _describe_call(self) -> NodeStatus:
+        return self.describe()
+
+    def describe(self) -> NodeStatus:
+        """This node and its replicas, as it sees them."""
+        is_ready, reason = self._node.state.ready()
+        boot = self._node.log.boot if self._node.log is not None else 0
+        replicas = tuple(status_of(replica) for replica in self._node.shards.all())
+        system = self.system_state()
+        epoch, factor = (system.epoch, system.factor) if system is not None and system.members else (0, 0)
+        return NodeStatus(self.number, self._node.options.version, boot, is_ready, reason, replicas, epoch, factor)
+
+
+def status_of(replica: Replica) -> ReplicaStatus:
+    """A replica for those who look from outside."""
+    status = replica.group.status()
+    members = replica.members
+    return ReplicaStatus(
+        replica.shard,
+        replica.group.replica_id,
+        replica.group.is_leader,
+        node_of(status.leader_id),
+        status.term,
+        replica.applied_index,
+        status.commit,
+        status.last_index,
+        status.log_bytes,
+        members.voters,
+        members.learners,
+        members.joint,
+        replica.failure,
+        tuple(Follower(one.replica_id, one.match_index, one.state, one.recent_active) for one in status.progress),
+    )

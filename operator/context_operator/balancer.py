@@ -1,0 +1,98 @@
+"""The planner at work: look at the cluster, plan, take the steps, look again.
+
+Runs inside a node (on the one that leads the system group) or inside `contextstore cluster rebalance`; both give it the same few calls.
+Level-based: it keeps nothing between two looks, so it may stop at any moment and another may go on. A step that is refused is planned
+again from what the next look shows.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from context_operator.placement import AddLearner, Plan, Promote, Remove, Step, TransferLeader, plan
+from context_operator.view import ClusterView, cluster_info, view_of
+
+logger = logging.getLogger("contextstore.balancer")
+
+LOOK_EVERY_S = 0.5
+IDLE_EVERY_S = 2.0
+"""Where the last look showed nothing to do."""
+
+MOVES_MAX = 4
+
+
+class Admin(Protocol):
+    """What a node gives its administrators."""
+
+    @property
+    def leads(self) -> bool: ...
+    async def look(self) -> object: ...
+    async def add_learner(self, shard: int, node: int) -> None: ...
+    async def change_members(self, shard: int, promote: tuple[int, ...], remove: tuple[int, ...]) -> None: ...
+    async def transfer_leader(self, shard: int, node: int) -> None: ...
+
+
+async def run(admin: Admin, moves_max: int = MOVES_MAX) -> None:
+    """Keep the cluster as it should be, whenever this node leads the system group. Until cancelled."""
+    complaints: tuple[str, ...] = ()
+    is_idle = False
+    while True:
+        await asyncio.sleep(IDLE_EVERY_S if is_idle else LOOK_EVERY_S)
+        is_idle = False
+        if not admin.leads:
+            continue
+        _, made = await turn(admin, moves_max)
+        if made is not None and made.blocked != complaints:
+            complaints = made.blocked
+            for sentence in complaints:
+                logger.warning("%s", sentence)
+        is_idle = made is not None and not made.steps and not made.moves_left
+
+
+async def turn(admin: Admin, moves_max: int, tell: Callable[[str], None] | None = None) -> tuple[ClusterView | None, Plan | None]:
+    """One look and its steps. What a node refuses is logged, and planned again at the next look."""
+    try:
+        view = view_of(await admin.look())
+    except Exception as error:  # whatever keeps a node from being looked at, the next turn tries again
+        logger.warning("the cluster cannot be looked at: %s", error)
+        return None, None
+    made = plan(cluster_info(view), moves_max)
+    for step in made.steps:
+        if tell is not None:
+            tell(sentence_of(step, view))
+        try:
+            await take(admin, step)
+        except Exception as error:  # a refusal, or a node that went away meanwhile
+            logger.info("not done: %s: %s", sentence_of(step, view), error)
+    return view, made
+
+
+async def take(admin: Admin, step: Step) -> None:
+    """Carry out one step."""
+    match step:
+        case AddLearner():
+            await admin.add_learner(step.shard, step.node)
+        case Promote():
+            await admin.change_members(step.shard, step.replica_ids, step.removes)
+        case Remove():
+            await admin.change_members(step.shard, (), (step.replica_id,))
+        case TransferLeader():
+            await admin.transfer_leader(step.shard, step.to_node)
+
+
+def sentence_of(step: Step, view: ClusterView) -> str:
+    """A step for people."""
+    nodes = {one.replica_id: view.name_of(one.node) for shard in view.shards for one in shard.replicas}
+    match step:
+        case AddLearner():
+            return f"shard {step.shard}: copy to {view.name_of(step.node)}"
+        case Promote():
+            joined = ", ".join(nodes.get(one, str(one)) for one in step.replica_ids)
+            left = ", ".join(nodes.get(one, str(one)) for one in step.removes)
+            parts = [f"{joined} votes" if joined else "", f"{left} leaves" if left else ""]
+            return f"shard {step.shard}: {', '.join(part for part in parts if part)}"
+        case Remove():
+            return f"shard {step.shard}: {nodes.get(step.replica_id, step.replica_id)} leaves"
+        case TransferLeader():
+            return f"shard {step.shard}: {view.name_of(step.to_node)} leads"

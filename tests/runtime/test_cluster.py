@@ -1,0 +1,339 @@
+"""Three nodes are one service: any of them answers, a minority may die, be wiped or fall far behind, and nothing acknowledged is lost."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from context_node.contexts.refusals import Refusal, Unavailable, Unprocessable
+from context_node.contexts.requests import Append, PolicyChoice, PutContext, PutPolicy
+from context_node.runtime.cluster import Cluster
+from context_node.runtime.databases import StorageFailed
+from context_node.runtime.shards import node_of, shard_of
+from support.clusters import TestCluster, until
+from support.running_nodes import NodeLife, append, everything, history, life, list_ids, message, run, texts_of
+
+SHARDS = 4
+
+
+def cluster_of(node: NodeLife) -> Cluster:
+    assert node.node.cluster is not None
+    return node.node.cluster
+
+
+async def persistent_append(node: NodeLife, context_id: str, text: str) -> None:
+    """As a client with ordinary retries would: the message's id makes them safe."""
+
+    async def done() -> bool:
+        await node.service.append(context_id, Append([message(text, id=text)], create=True))
+        return True
+
+    await until(done)
+
+
+def test_any_node_answers_and_sees_what_any_other_acknowledged(tmp_path: Path) -> None:
+    """H5: reads are linearizable on every node, whoever leads."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        for number in range(60):
+            writer, reader = cluster.nodes[number % 3], cluster.nodes[(number + 1) % 3]
+            reply = await append(writer.service, f"c{number % 7}", f"text {number}")
+            assert (await reader.service.get_context(f"c{number % 7}")).last_seq == reply.last_seq
+        seen = [await everything(node.service) for node in cluster.nodes]
+        assert seen[0] == seen[1] == seen[2]
+        assert set(await list_ids(cluster.nodes[2].service)) == {f"c{number}" for number in range(7)}
+        await cluster.stop()
+
+    run(check())
+
+
+def test_s3_the_death_of_any_node_costs_no_data_and_no_availability(tmp_path: Path) -> None:
+    """S3, H1: each node in turn is killed under load and started again."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        said: dict[str, list[str]] = {f"c{number}": [] for number in range(6)}
+        stop = asyncio.Event()
+
+        async def talk(context_id: str) -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                node = cluster.alive[number % len(cluster.alive)]
+                text = f"{context_id} {number}"
+                try:
+                    await node.service.append(context_id, Append([message(text, id=text)], create=True))
+                except Refusal:
+                    await persistent_append(cluster.alive[0], context_id, text)
+                said[context_id].append(text)
+
+        talks = [asyncio.create_task(talk(context_id)) for context_id in said]
+        for victim in cluster.nodes:
+            before = sum(map(len, said.values()))
+            await until(lambda before=before: more_than(said, before + 20))
+            await victim.kill()
+            before = sum(map(len, said.values()))
+            await until(lambda before=before: more_than(said, before + 20))
+            await cluster.restart(victim)
+            await cluster.all_led()
+        stop.set()
+        await asyncio.gather(*talks)
+        await until(cluster.is_quiet)
+        for node in cluster.nodes:
+            for context_id, texts in said.items():
+                assert texts_of(await history(node.service, context_id)) == texts
+        await cluster.stop()
+
+    run(check())
+
+
+async def more_than(said: dict[str, list[str]], count: int) -> bool:
+    return sum(map(len, said.values())) > count
+
+
+def test_without_a_majority_writes_are_refused_and_nothing_is_invented(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        await append(cluster.nodes[0].service, "c", "kept")
+        for victim in cluster.nodes[1:]:
+            await victim.kill()
+        last = cluster.nodes[0].service
+
+        async def refuses() -> bool:
+            try:
+                async with asyncio.timeout(10):
+                    await append(last, "c", "too much")
+            except (Refusal, TimeoutError):
+                return True
+            return False
+
+        assert await refuses()
+        with pytest.raises(Unavailable):
+            await last.get_context("c")
+        for victim in cluster.nodes[1:]:
+            await cluster.restart(victim)
+        await cluster.all_led()
+        await persistent_append(cluster.nodes[0], "c", "again")
+        texts = texts_of(await history(cluster.nodes[2].service, "c"))
+        assert texts[0] == "kept"
+        assert texts[-1] == "again"
+        assert texts.count("too much") <= 1
+        await cluster.stop()
+
+    run(check())
+
+
+def test_a_node_that_is_far_behind_catches_up_by_snapshot(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        for number in range(20):
+            await append(cluster.nodes[0].service, f"c{number}", "before")
+        victim = cluster.nodes[2]
+        await victim.kill()
+        await cluster.all_led()
+        for number in range(200):
+            await persistent_append(cluster.nodes[0], f"c{number % 20}", f"while away {number}")
+        for node in cluster.alive:
+            for replica in node.replicas:
+                assert await node.upkeep.checkpoint(replica, keeps_for_others=False)
+        await cluster.restart(victim)
+        behind = [replica.applied_index for replica in victim.replicas]
+        await until(cluster.is_quiet)
+        assert all(replica.applied_index > index for replica, index in zip(victim.replicas, behind, strict=True))
+        seen = [await everything(node.service) for node in cluster.nodes]
+        assert seen[0] == seen[1] == seen[2]
+        # What was installed is on the disk: it is there after another kill.
+        await victim.kill()
+        await cluster.restart(victim)
+        await until(cluster.is_quiet)
+        assert await everything(victim.service) == seen[0]
+        await cluster.stop()
+
+    run(check())
+
+
+def test_an_emptied_disk_comes_back_as_a_stranger(tmp_path: Path) -> None:
+    """I2: the same name on an empty disk gets another number, and none of its replica ids is one that it had."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        await append(cluster.nodes[0].service, "c", "kept")
+        victim = cluster.nodes[1]
+        old_number = cluster_of(victim).number
+        old_ids = {replica.group.replica_id for replica in victim.replicas}
+        await victim.kill()
+        await cluster.all_led()
+        cluster.wipe(victim, "empty")
+        await victim.start()
+        assert cluster_of(victim).number > old_number
+        assert victim.replicas == []
+        assert (await victim.service.get_context("c")).last_seq == 1
+        # The old one is taken out and the stranger put in its place.
+        admin = cluster.nodes[0].node.admin
+        assert admin is not None
+        number = cluster_of(victim).number
+        for shard in (await admin.look()).shards:
+            await admin.add_learner(shard.shard, number)
+
+        async def is_replaced() -> bool:
+            view = await admin.look()
+            for shard in view.shards:
+                new = [one for one in shard.replicas if one.node == number]
+                old = [one for one in shard.replicas if one.node == old_number]
+                if old and new and new[0].is_caught_up:
+                    await admin.change_members(shard.shard, (new[0].replica_id,), (old[0].replica_id,))
+            return not any(one.node == old_number for shard in view.shards for one in shard.replicas)
+
+        await until(is_replaced)
+        await until(cluster.is_quiet)
+        assert old_ids.isdisjoint(replica.group.replica_id for node in cluster.nodes for replica in node.replicas)
+        await admin.mark_node(old_number, removed=True)
+        assert texts_of(await history(victim.service, "c")) == ["kept"]
+        await cluster.stop()
+
+    run(check())
+
+
+def test_s4_a_shard_moves_to_another_node_under_load_and_leaves_no_files_behind(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        newcomer = await cluster.add()
+        source, number = cluster.nodes[2], cluster_of(newcomer).number
+        admin = cluster.nodes[0].node.admin
+        assert admin is not None
+        context_id = "c"
+        shard = shard_of(context_id, SHARDS)
+        said: list[str] = []
+        stop = asyncio.Event()
+
+        async def talk() -> None:
+            while not stop.is_set():
+                text = f"text {len(said)}"
+                await persistent_append(cluster.nodes[len(said) % 4], context_id, text)
+                said.append(text)
+
+        talking = asyncio.create_task(talk())
+        if await cluster.leader(shard) is source:
+            await admin.transfer_leader(shard, cluster_of(cluster.nodes[0]).number)
+        await admin.add_learner(shard, number)
+        source_id = source.engine.replicas[shard].group.replica_id
+
+        async def is_moved() -> bool:
+            view = next(each for each in (await admin.look()).shards if each.shard == shard)
+            new = next(one for one in view.replicas if one.node == number)
+            if not new.is_voter and new.is_caught_up:
+                await admin.change_members(shard, (new.replica_id,), (source_id,))
+            return new.is_voter
+
+        await until(is_moved)
+
+        async def is_gone() -> bool:
+            files = os.listdir(os.path.join(source.options.data_dir, "state"))
+            return shard not in source.engine.replicas and not any(name.startswith(f"{shard:05d}-") for name in files)
+
+        await until(is_gone)
+        stop.set()
+        await talking
+        # A node that does not hold the shard passes everything on.
+        assert texts_of(await history(source.service, context_id)) == said
+        assert texts_of(await history(newcomer.service, context_id)) == said
+        await source.restart()
+        assert shard not in source.engine.replicas
+        assert texts_of(await history(source.service, context_id)) == said
+        await cluster.stop()
+
+    run(check())
+
+
+def test_steps_may_be_repeated_and_refuse_what_would_harm(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        admin = cluster.nodes[1].node.admin
+        assert admin is not None
+        leader = cluster_of(await cluster.leader(0)).number
+        view = next(each for each in (await admin.look()).shards if each.shard == 0)
+        own = next(one.replica_id for one in view.replicas if one.node == leader)
+        await admin.add_learner(0, leader)
+        with pytest.raises(Unprocessable, match="hand its leadership over"):
+            await admin.change_members(0, (), (own,))
+        with pytest.raises(Unprocessable, match="no node 77"):
+            await admin.add_learner(0, 77)
+        with pytest.raises(Unprocessable, match="no shard 9"):
+            await admin.transfer_leader(9, leader)
+        other = next(one.node for one in view.replicas if one.node != leader)
+        for _ in range(2):
+            await admin.transfer_leader(0, other)
+        assert cluster_of(await cluster.leader(0)).number == other
+        await admin.set_replication(5, epoch=7)
+        with pytest.raises(Unprocessable, match="newer administrator"):
+            await admin.set_replication(3, epoch=6)
+        with pytest.raises(Unprocessable, match="drain it first"):
+            await admin.mark_node(leader, removed=True)
+        await cluster.stop()
+
+    run(check())
+
+
+def test_a_policy_reaches_every_shard_whoever_leads_it(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        admin = cluster.nodes[0].node.admin
+        assert admin is not None
+        for shard in range(SHARDS):
+            await admin.transfer_leader(shard, cluster_of(cluster.nodes[shard % 3]).number)
+        await cluster.nodes[2].service.put_policy("short", PutPolicy("last_n", {"limit": 3}))
+
+        async def is_everywhere() -> bool:
+            return all(replica.machine.policies.keys() == {"short"} for node in cluster.nodes for replica in node.replicas)
+
+        await until(is_everywhere)
+        for number in range(8):
+            await cluster.nodes[number % 3].service.put_context(f"c{number}", PutContext(policy=PolicyChoice(ref="short")))
+        await cluster.stop()
+
+    run(check())
+
+
+def test_the_whole_cluster_stops_and_starts_with_everything(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        for number in range(30):
+            await append(cluster.nodes[number % 3].service, f"c{number % 5}", f"text {number}")
+        seen = await everything(cluster.nodes[0].service)
+        nodes = list(cluster.nodes)
+        await cluster.stop()
+        await asyncio.gather(*(node.start() for node in nodes))
+        await cluster.all_led()
+        for node in nodes:
+            assert await everything(node.service) == seen
+        await cluster.stop()
+
+    run(check())
+
+
+def test_one_node_grows_into_a_cluster_and_its_directory_is_not_served_alone_any_more(tmp_path: Path) -> None:
+    async def check() -> None:
+        alone = await life(tmp_path / "n0").start()
+        await append(alone.service, "c", "from before")
+        await alone.stop()
+        cluster = await TestCluster(tmp_path).start(3)
+        assert texts_of(await history(cluster.nodes[2].service, "c")) == ["from before"]
+        await cluster.stop()
+        with pytest.raises(StorageFailed, match="belongs to a cluster"):
+            await life(tmp_path / "n0").start()
+
+    run(check())
+
+
+def test_replica_ids_say_where_they_are(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        for node in cluster.nodes:
+            ids: list[Any] = [replica.group.replica_id for replica in node.replicas]
+            assert {node_of(one) for one in ids} == {cluster_of(node).number}
+        await cluster.stop()
+
+    run(check())
