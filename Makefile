@@ -93,5 +93,5 @@ clean: ## Remove everything that was built (not the data directory)
 e2e: ## End-to-end tests on Kubernetes (not yet: they come with the cluster)
 	@echo "make e2e: there are no end-to-end tests yet; they come with the cluster" >&2; exit 1
 
-chaos: ## Faults injected into a cluster (not yet: they come with the cluster)
-	@echo "make chaos: there are no chaos runs yet; they come with the cluster" >&2; exit 1
+chaos: setup ## Kill, pause, drain and empty nodes of a cluster under load, every answer judged (ARGS="--seconds 180 --nodes 5")
+	$(BIN)/python bench/chaos.py $(ARGS)

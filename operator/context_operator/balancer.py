@@ -58,7 +58,9 @@ async def turn(admin: Admin, moves_max: int, tell: Callable[[str], None] | None 
         logger.warning("the cluster cannot be looked at: %s", error)
         return None, None
     made = plan(cluster_info(view), moves_max)
-    for step in made.steps:
+    # A learner that its own node does not know can never catch up, and the shard's moves would wait for it for ever.
+    lost = [Remove(shard.shard, one.replica_id) for shard in view.shards for one in shard.replicas if one.is_missing and not one.is_voter]
+    for step in (*lost, *made.steps):
         if tell is not None:
             tell(sentence_of(step, view))
         try:

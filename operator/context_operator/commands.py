@@ -17,12 +17,15 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from context_operator import balancer
 from context_operator.http_admin import AdminError, HttpAdmin
-from context_operator.view import ClusterView, ShardView, view_of
+from context_operator.placement import plan
+from context_operator.view import ClusterView, ShardView, cluster_info, view_of
 
 T = TypeVar("T")
 Command = Callable[..., Any]
 DEFAULT_URL = "http://127.0.0.1:4000"
 SYSTEM_NAME = "system"
+STUCK_LOOKS = 6
+"""A drain for which nothing can be done in so many looks, half a second apart, says why instead of waiting."""
 
 
 @click.group("cluster")
@@ -201,8 +204,13 @@ def drain(node: str, url: str, key: str | None, no_wait: bool) -> None:
         number = next(each.number for each in view.nodes if node in (each.name, str(each.number)))
         total = _held(view, number)
         with tqdm(total=total, unit="replica", desc=f"draining {node}", disable=None) as bar:
+            idle = 0
             while left := _held(view, number):
                 bar.update(max(0, total - left - bar.n))
+                made = plan(cluster_info(view), balancer.MOVES_MAX)
+                idle = idle + 1 if not made.steps and made.blocked else 0
+                if idle > STUCK_LOOKS:
+                    raise AdminError(" ".join(made.blocked) + " The drain goes on by itself once it can; `undrain` takes it back.")
                 await asyncio.sleep(0.5)
                 view = await look(admin)
             bar.update(total - bar.n)

@@ -10,7 +10,8 @@ Invariants:
   (but a learner of a dead node is removed).
 - A change of voters leaves a live majority, and no fewer live voters than are wanted or were there; it never removes the leader.
 - A node never has two replicas of a shard; a dead node keeps its voters unless it is draining.
-- Every step but a transfer lowers the cost of the best placement (`spread.py`), so planning and taking steps comes to an end.
+- Every step but a transfer lowers the cost of the best placement (`spread.py`), which leaders don't change. Between such steps every
+  transfer brings a leader to a better place (`_leader_costs`) or evens leaders out. So planning and taking steps comes to an end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -187,14 +188,30 @@ class _View:
                 costs[node.number] = 0 if replica.is_voter else 1
         fixed = tuple(v.node for v in _voters(shard) if not self._nodes[v.node].alive and not self._nodes[v.node].draining)
         staying = sum(not self._nodes[voter.node].draining for voter in _voters(shard))
+        # Draining a node of three must not leave two voters: an ordinary shard gets smaller only where the replication factor was lowered.
+        # Until another node can take them, voters stay on draining nodes, the living ones first.
+        leaving = sorted((v.node for v in _voters(shard) if self._nodes[v.node].draining), key=lambda n: (not self._nodes[n].alive, n))
+        is_system = shard.shard == self._cluster.system_shard
+        needed = min(self._factor(shard), len(_voters(shard))) if leaving and not is_system else 0
+        for number in leaving[: max(0, needed - len(costs) - len(fixed))]:
+            staying += 1
+            if self._nodes[number].alive:
+                costs[number] = 0
+            else:
+                fixed += (number,)
         size = max(self._wanted(shard), staying)
         if not fixed:
             # Dead nodes may come back, so they count here: their absence alone makes no replica surplus. A shard with a dead voter
             # isn't made smaller at all: what would remain tolerates less.
             kept_nodes = sum(not node.draining for node in self._nodes.values())
             size = min(size, _largest_odd(min(self._factor(shard), kept_nodes)))
+        size = max(size, needed)
         reachable = len(costs) + len(fixed)
         return Demand(min(size, max(_largest_odd(reachable), min(staying, reachable))), costs, fixed)
+
+    def _missing(self, shard: ShardInfo) -> list[int]:
+        """Nodes that shall have a voter and have not even a learner."""
+        return [node for node in self._targets[shard.shard] if node not in _nodes_of(shard.replicas)]
 
     def _missing_learners(self, shard: ShardInfo) -> list[int]:
         """Nodes that should have a learner only and have none: those without a voter of the system shard."""
@@ -231,11 +248,11 @@ class _View:
         return not node.alive and (node.draining or shard.shard != self._cluster.system_shard)
 
     def is_moving(self, shard: ShardInfo) -> bool:
-        """Members of the shard are changing: a learner of an ordinary shard is a move that was begun."""
-        if shard.shard != self._cluster.system_shard:
-            return shard.is_joint or any(not replica.is_voter for replica in shard.replicas)
-        learners, target = self._live(_learners(shard)), self._targets[shard.shard]
-        return shard.is_joint or any(not learner.is_caught_up or learner.node in target for learner in learners)
+        """Members of the shard are changing. A learner of an ordinary shard is a move that was begun; those of the system shard are
+        there for good, so only one that is catching up is a move.
+        """
+        is_system = shard.shard == self._cluster.system_shard
+        return shard.is_joint or (any(not r.is_caught_up for r in self._live(_learners(shard))) if is_system else bool(_learners(shard)))
 
     def shortages(self) -> list[str]:
         """Why shards have fewer live voters than the replication factor asks for."""
@@ -253,6 +270,10 @@ class _View:
                 kept = sum(node.number in _nodes_of(_voters(shard)) for shard in self._cluster.shards)
                 if kept:
                     sentences.append(f"Node {node.number} is dead: {kept} shards are short of a voter until it comes back or is drained.")
+        for shard in self._system:
+            if len(self._targets[shard.shard]) < self._wanted(shard):
+                takers = len(self._takers)
+                sentences.append(f"The system shard can't get {self._wanted(shard)} voters: only {takers} nodes take new replicas.")
         return sentences
 
     # What to do next
@@ -266,7 +287,7 @@ class _View:
             return f"Shard {shard.shard} has {len(self._live(voters))} live voters of {len(voters)}, which is no majority."
         if shard.is_joint:
             return None
-        target = self._targets[shard.shard]
+        target, missing = self._targets[shard.shard], self._missing(shard)
         for learner in learners:
             if self._is_lost(shard, learner):
                 return Remove(shard.shard, learner.replica_id)
@@ -276,7 +297,6 @@ class _View:
         for learner in learners:
             if learner.node not in target and (shard.shard != self._cluster.system_shard or self._nodes[learner.node].draining):
                 return Remove(shard.shard, learner.replica_id)
-        missing = [node for node in target if node not in _nodes_of(shard.replicas)]
         if step := self._change_voters(shard, [learner for learner in learners if learner.node in target], not missing):
             return step
         for node in (*missing, *self._missing_learners(shard)):
@@ -341,10 +361,15 @@ class _View:
         return must + [step for step in steps if step not in must] if is_settled else must
 
     def _leader_costs(self, shard: ShardInfo) -> Mapping[int, int]:
+        """Where the shard may be led from: by voters that stay if there are such that may lead, else by those that leave.
+
+        But for the last change of its voters (`_change_voters`) a leader goes to one that stays, cordoned or not: it waits there.
+        """
         able = [v.node for v in self._live(_voters(shard)) if self._may_lead(v.node) and (v.is_caught_up or v.node == shard.leader)]
         staying = [node for node in able if node in self._targets[shard.shard]]
         leading = [voter.node for voter in _voters(shard) if voter.node == shard.leader]
-        return {node: int(node != shard.leader) for node in staying or able or leading}
+        is_waiting = shard.leader in self._targets[shard.shard] and not self._missing(shard)
+        return {node: int(node != shard.leader) for node in staying or (leading if is_waiting else able) or leading}
 
     def _may_lead(self, node: int | None) -> bool:
         return node is not None and not self._nodes[node].draining and not self._nodes[node].cordoned

@@ -15,6 +15,7 @@ class ReplicaView(msgspec.Struct, frozen=True):
     is_voter: bool
     is_caught_up: bool
     match_index: int
+    is_missing: bool = False
 
 
 class ShardView(msgspec.Struct, frozen=True):

@@ -115,6 +115,11 @@ def test_nodes_are_marked_by_name_and_mistakes_are_named(tmp_path: Path) -> None
         held = run_command("cluster", "remove", "n2", *url)
         assert held.returncode == 1
         assert b"drain it first" in held.stderr
+        drained = run_command("cluster", "drain", "n3", *url)
+        assert drained.returncode == 1
+        assert b"no other node may take it" in drained.stderr
+        assert sum(one["is_voter"] for one in call(f"{nodes[0].url}/v1/cluster")[1]["shards"][0]["replicas"]) == 3
+        assert run_command("cluster", "undrain", "n3", *url).returncode == 0
         assert run_command("cluster", "rebalance", *url).returncode == 0
         view = json.loads(run_command("cluster", "status", "--json", *url).stdout)
         assert sum(node["leaders"] for node in view["nodes"]) == 4

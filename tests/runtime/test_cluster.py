@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 
 from context_node.contexts.refusals import Refusal, Unavailable, Unprocessable
 from context_node.contexts.requests import Append, PolicyChoice, PutContext, PutPolicy
-from context_node.runtime.cluster import Cluster
+from context_node.runtime.cluster import Cluster, Led
 from context_node.runtime.databases import StorageFailed
-from context_node.runtime.shards import node_of, shard_of
+from context_node.runtime.shards import node_of, replica_id_on, shard_of
 from support.clusters import TestCluster, until
 from support.running_nodes import NodeLife, append, everything, history, life, list_ids, message, run, texts_of
 
@@ -334,6 +335,111 @@ def test_replica_ids_say_where_they_are(tmp_path: Path) -> None:
         for node in cluster.nodes:
             ids: list[Any] = [replica.group.replica_id for replica in node.replicas]
             assert {node_of(one) for one in ids} == {cluster_of(node).number}
+        await cluster.stop()
+
+    run(check())
+
+
+def bytes_of(folder: str) -> bytes:
+    """All that the files of a folder hold."""
+    return b"".join(path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file())
+
+
+def test_a_purge_takes_the_bytes_out_of_every_nodes_files(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        phrase = "nobody shall read this again"
+        for number in range(5):
+            await append(cluster.nodes[0].service, "c", f"{phrase} {number}")
+        await until(cluster.is_quiet)
+        for node in cluster.nodes:
+            await node.upkeep.scrub()
+            assert not node.upkeep.is_scrub_due
+            assert phrase.encode() in bytes_of(node.options.data_dir)
+        await cluster.nodes[1].service.purge_context("c")
+        await until(cluster.is_quiet)
+        for node in cluster.nodes:
+            assert node.upkeep.is_scrub_due
+            await node.upkeep.scrub()
+            assert phrase.encode() not in bytes_of(node.options.data_dir)
+        await cluster.stop()
+
+    run(check())
+
+
+def test_a_member_may_not_be_started_with_another_number_of_shards(tmp_path: Path) -> None:
+    """Ids are hashed onto the shards: with another number a node would look for contexts where they are not."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        node = cluster.nodes[2]
+        await node.stop()
+        with pytest.raises(StorageFailed, match="holds 4 shards, not 8"):
+            await life(node.options.data_dir, cluster=node.options.cluster, name="n2", shards=8).start()
+        await cluster.stop()
+
+    run(check())
+
+
+def test_a_leader_that_has_just_started_does_not_speak_of_members(tmp_path: Path) -> None:
+    """Its state may be seconds old: by its word a replica that was added meanwhile would be dropped (found by a chaos run)."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        leader = await cluster.leader(0)
+        replica = leader.engine.replicas[0]
+        assert any(led.shard == 0 for led in cluster_of(leader)._led())
+        replica.applied_term -= 1
+        assert not any(led.shard == 0 for led in cluster_of(leader)._led())
+        replica.applied_term += 1
+        await cluster.stop()
+
+    run(check())
+
+
+def test_a_blank_replica_outlives_a_restart_until_its_leader_has_spoken(tmp_path: Path) -> None:
+    """H1: dropped too early, the learner could never catch up, and the shard's moves would wait for it for ever."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        newcomer = await cluster.add()
+        number = cluster_of(newcomer).number
+        replica_id = replica_id_on(number, b"12345")
+        assert newcomer.node._moves is not None
+        await newcomer.node._moves.create_replica(0, replica_id)
+        await newcomer.kill()
+        await newcomer.start()
+        leader = cluster_of(await cluster.leader(0)).number
+        old = Led(0, 99, 99, ())
+        newcomer.node._moves._heard_of(leader, old)
+        await asyncio.sleep(0)
+        assert newcomer.engine.replicas[0].group.replica_id == replica_id
+        await cluster.stop()
+
+    run(check())
+
+
+def test_a_node_that_starts_again_knows_the_others_although_no_replica_tells_it(tmp_path: Path) -> None:
+    """S3: with no member known it would dial nobody, and what it holds could never answer (found by a chaos run)."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        newcomer = await cluster.add()
+        number = cluster_of(newcomer).number
+        admin = cluster.nodes[0].node.admin
+        assert admin is not None
+
+        async def is_kept() -> bool:
+            return newcomer.node.log is not None and bool(newcomer.node.log.nodes)
+
+        await until(is_kept)
+        assert newcomer.node._moves is not None
+        await newcomer.node._moves.create_replica(0, replica_id_on(number, b"12345"))
+        await newcomer.kill()
+        assert newcomer.options.cluster is not None
+        newcomer.options = replace(newcomer.options, cluster=replace(newcomer.options.cluster, join=()))
+        await newcomer.start()
+        await append(newcomer.service, "c", "by way of those it knew")
         await cluster.stop()
 
     run(check())

@@ -141,6 +141,7 @@ class ChaosRun:
         """Each kind of fault again and again for so many seconds. Raises AssertionError if the cluster does not come back by itself."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)) as session:
             self._session = session
+            clients: list[asyncio.Task[None]] = []
             try:
                 for machine in self.machines:
                     await machine.start()
@@ -158,8 +159,10 @@ class ChaosRun:
                 await asyncio.gather(*clients)
                 await self._judge()
             finally:
+                self._stop.set()
                 for machine in self.machines:
                     await machine.kill()
+                await asyncio.gather(*clients, return_exceptions=True)
         return self.report
 
     # --- clients -----------------------------------------------------------------------------------------------------

@@ -20,13 +20,15 @@ CAUGHT_UP_ENTRIES = 1_000
 
 
 class ReplicaView(msgspec.Struct, frozen=True):
-    """One replica of a shard, as its leader knows it; `match_index` and `is_caught_up` are 0 and false where no leader is known."""
+    """One replica of a shard, as its leader knows it; `match_index` and `is_caught_up` are 0 and false where no leader is known.
+    `is_missing`: its node is ready and does not hold it."""
 
     replica_id: int
     node: int
     is_voter: bool
     is_caught_up: bool
     match_index: int
+    is_missing: bool = False
 
 
 class ShardView(msgspec.Struct, frozen=True):
@@ -153,7 +155,9 @@ class ClusterAdmin:
             match = leader.last_index if replica_id == leader.replica_id else one.match_index if one is not None else 0
             is_heard = replica_id == leader.replica_id or (one is not None and one.is_active and node_of(replica_id) in alive)
             is_caught_up = is_heard and match + CAUGHT_UP_ENTRIES >= leader.last_index and match > 0
-            replicas.append(ReplicaView(replica_id, node_of(replica_id), replica_id in leader.voters, is_caught_up, match))
+            status = alive.get(node_of(replica_id))
+            is_missing = status is not None and status.is_ready and all(held.replica_id != replica_id for held in status.replicas)
+            replicas.append(ReplicaView(replica_id, node_of(replica_id), replica_id in leader.voters, is_caught_up, match, is_missing))
         lag = max((leader.last_index - one.match_index for one in replicas if one.is_voter), default=0)
         return ShardView(
             shard,

@@ -73,6 +73,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
 
 _raft_messages = msgspec.msgpack.Decoder(list[tuple[int, bytes]])
 _reports = msgspec.msgpack.Decoder(Report)
+_node_lists = msgspec.msgpack.Decoder(tuple[NodeRecord, ...])
 _encode = msgspec.msgpack.Encoder().encode
 
 Handler = Callable[..., Awaitable[Any]]
@@ -111,9 +112,11 @@ class Cluster:
 
     # --- life --------------------------------------------------------------------------------------------------------
 
-    async def start(self, store: str, cluster_id: str, number: int) -> None:
-        """Listen for peers, under the identity of a data directory. Raises OSError if the address cannot be had."""
+    async def start(self, store: str, cluster_id: str, number: int, nodes: bytes) -> None:
+        """Listen for peers, under the identity of a data directory; `nodes` are the members that it kept. Raises OSError if the address
+        cannot be had."""
         self.number = number
+        self._told_nodes = _node_lists.decode(nodes) if nodes else ()
         identity = PeerIdentity(cluster_id if number else "", number, store, self._node.options.name)
         self.transport = Transport(
             identity,
@@ -177,6 +180,7 @@ class Cluster:
             await asyncio.sleep(self.options.report_s)
             rounds += 1
             self.connect_all()
+            self._keep_nodes()
             report = REPORT + _encode(Report(tuple(self._led())))
             for member in self.members():
                 if member.number != self.number:
@@ -197,9 +201,17 @@ class Cluster:
                 raise RuntimeError(f"this node is number {self.number}, and the cluster has its store as {welcome.number}")
             return
 
+    def _keep_nodes(self) -> None:
+        """Keep who the members are: a node that starts again may hold no replica that knows."""
+        engine, log = self._node.engine, self._node.log
+        nodes = _encode(tuple(self.members()))
+        if engine is not None and not engine.is_failed and log is not None and self.members() and log.nodes != nodes:
+            engine.with_log(lambda log: log.note_nodes(nodes))
+
     def _led(self) -> Iterable[Led]:
         for replica in self._node.shards.all():
-            if replica.failure is None and replica.group.is_leader:
+            # Before it has applied an entry of its own term, the members that a new leader knows may be old ones.
+            if replica.failure is None and replica.group.is_leader and replica.applied_term == replica.group.term:
                 yield Led(replica.shard, replica.group.term, replica.applied_index, tuple(sorted(replica.members.members)))
 
     async def _ask_nodes(self) -> None:

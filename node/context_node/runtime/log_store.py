@@ -114,6 +114,8 @@ class LogStore:
             self._commits += 1
             self.shards: int | None = self._execute("SELECT value FROM meta WHERE key='shards'").get
             """Into how many shards contexts are hashed, if this log was made by a version that kept it."""
+            self.nodes: bytes = self._execute("SELECT value FROM meta WHERE key='nodes'").get or b""
+            """The members that were known last; empty if there were none."""
         except (apsw.Error, StorageError) as error:
             abandon(self._database)
             self.unlock()
@@ -144,6 +146,12 @@ class LogStore:
         self._check_usable()
         self._bind("INSERT OR REPLACE INTO meta VALUES('shards', ?)", (count,))
         self.shards = count
+
+    def note_nodes(self, nodes: bytes) -> None:
+        """The members of the cluster as they are known now, packed, with the next commit."""
+        self._check_usable()
+        self._bind("INSERT OR REPLACE INTO meta VALUES('nodes', ?)", (nodes,))
+        self.nodes = nodes
 
     def adopt_cluster(self, cluster_id: str, shards: int) -> None:
         """Belong to another cluster from now on, durably. Only a store without shards may. Raises `StorageError`."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("contextstore.cluster")
 
 CHANGE_TIMEOUT_S = 20.0
+CONNECT_WAIT_S = 3.0
 SNAPSHOT_KEPT_S = 60.0
 """A snapshot that nobody asked for so long is removed."""
 
@@ -52,6 +53,7 @@ class Moves:
         """By shard the snapshots that may be asked for, with the time of the last question."""
         self._is_taking: set[int] = set()
         self._pulls = asyncio.Semaphore(PULLS_AT_ONCE)
+        self._started = self._loop.time()
         self._created: dict[int, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         cluster.on_led = self._heard_of
@@ -103,13 +105,22 @@ class Moves:
         if present is not None:
             return present
         replica_id = replica_id_on(node, self._random_bytes(5))
-        try:
-            await self._cluster.call(node, "create_replica", (shard, replica_id), CHANGE_TIMEOUT_S)
-        except NotHere as refusal:
-            # To the one who asked this node, `not_here` would mean that somebody else leads.
-            raise Unavailable(refusal.message, retry_after_s=1) from None
+        await self._create_on(node, shard, replica_id)
         await self._change(self._cluster.leading(shard), [(ChangeKind.ADD_LEARNER, replica_id)])
         return replica_id
+
+    async def _create_on(self, node: int, shard: int, replica_id: int) -> None:
+        """Have a node make a blank replica. One that has just joined may take a moment to be connected."""
+        until = self._loop.time() + CONNECT_WAIT_S
+        while True:
+            try:
+                await self._cluster.call(node, "create_replica", (shard, replica_id), CHANGE_TIMEOUT_S)
+                return
+            except NotHere as refusal:
+                if self._loop.time() > until:
+                    # To the one who asked this node, `not_here` would mean that somebody else leads.
+                    raise Unavailable(refusal.message, retry_after_s=1) from None
+            await asyncio.sleep(0.05)
 
     async def change_members(self, shard: int, promoted: tuple[int, ...], removed: tuple[int, ...]) -> None:
         """Make learners voters and take replicas out, in one joint change. What is so already is left alone. Raises `Unprocessable` for a
@@ -198,7 +209,7 @@ class Moves:
             or led.applied < replica.applied_index
         ):
             return
-        age_s = self._loop.time() - self._created.get(led.shard, 0.0)
+        age_s = self._loop.time() - self._created.get(led.shard, self._started)
         if replica.applied_index or age_s > BLANK_KEPT_S:
             self._spawn(self._node.drop_replica(led.shard, replica.group.replica_id), "drop replica")
 

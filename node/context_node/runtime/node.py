@@ -199,7 +199,7 @@ class Node:
             raise StorageFailed(
                 self.options.data_dir, "start", "it was made by a version that knew no clusters; export and import its contexts"
             )
-        await cluster.start(log.identity.store_uuid, log.identity.cluster_id, numbers.pop() if numbers else 0)
+        await cluster.start(log.identity.store_uuid, log.identity.cluster_id, numbers.pop() if numbers else 0, log.nodes)
         if not recovered:
             welcome = await cluster.be_taken_in()
             if welcome.shards != self.options.shards:

@@ -69,6 +69,11 @@ class Upkeep:
         if self._purged_at is None:
             self._purged_at = self._loop.time()
 
+    @property
+    def is_scrub_due(self) -> bool:
+        """Whether bytes of a purged context are still to leave the files."""
+        return self._purged_at is not None
+
     async def run(self) -> None:
         """Until cancelled."""
         while True:
