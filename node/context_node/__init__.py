@@ -10,6 +10,11 @@ One write, followed through the files. `POST /v1/contexts/{id}/messages` is pars
 One read. `GET /v1/contexts/{id}/context` comes through `http/window.py` to `runtime/reads.py`, which waits for what was acknowledged before
 and joins the window's messages (`contexts/render.py`), kept in memory as ready JSON bytes. Its cost follows the window, never the history.
 
+In a cluster `runtime/routing.py` takes a write to the shard's leader (`runtime/calls.py` over `runtime/transport.py`) before all this, and
+`runtime/cluster.py` carries Raft's messages: an entry is committed when a majority of the shard's replicas has it in the log. A follower
+answers reads after `replica.read_barrier`. `runtime/moving.py` lets replicas come, go and catch up; who should hold what is decided outside
+(`operator/context_operator/placement.py`).
+
 Imports point downwards only: `cli` > `http` > `runtime` > `tokens` > `contexts` | `raft`; import-linter enforces it.
 `settings` and `api_keys` are leaves that the upper layers share.
 """
