@@ -36,8 +36,9 @@ TURN_BYTES = 1 << 20
 
 
 class Connection(asyncio.Protocol):
-    """One end. `settled` is done when the handshake has ended, well (then `peer` is set) or not; `lost` when the socket
-    is gone. `why` says what closed it. While its socket exists it is in `registry`."""
+    """One end. `admit` is asked once there is a socket, and says why it is not wanted, nothing if it is. `settled` is done when the
+    handshake has ended, well (then `peer` is set) or not; `lost` when the socket is gone. `why` says what closed it. It is in `registry`
+    while its socket exists."""
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Connection(asyncio.Protocol):
         counters: TransportCounters,
         registry: "set[Connection]",
         *,
+        admit: Callable[[], str],
         on_message: Callable[[PeerIdentity, bytes], None],
         on_request: Callable[["Connection", int, bytes], None],
     ) -> None:
@@ -61,6 +63,7 @@ class Connection(asyncio.Protocol):
         self._limits = limits
         self._counters = counters
         self._registry = registry
+        self._admit = admit
         self._on_message = on_message
         self._on_request = on_request
         self._transport: asyncio.Transport
@@ -153,6 +156,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if not self.is_closed and (why := self._admit()):
+            self._end(why)
         self._registry.add(self)
         if self.is_closed:
             self._transport.abort()

@@ -72,7 +72,7 @@ class Transport:
 
     async def listen(self, host: str, port: int) -> int:
         """Take connections. Port 0 takes a free one, of the host's first address. Returns the port; raises OSError."""
-        self._server = await asyncio.get_running_loop().create_server(self._accept, host, port)
+        self._server = await asyncio.get_running_loop().create_server(lambda: self._new_connection(None), host, port)
         return int(self._server.sockets[0].getsockname()[1])
 
     def connect(self, node: int, host: str, port: int, store: str) -> None:
@@ -199,14 +199,14 @@ class Transport:
 
     # --- listening ---------------------------------------------------------------------------------------------------
 
-    def _accept(self) -> Connection:
-        connection = self._new_connection(None)
+    def _admit(self, is_incoming: bool) -> str:
+        # Asked late: between the making of a connection and its socket a turn of the loop passes, in which `close` may begin.
         if self._is_closing:
-            connection.close("this node closes its connections")
-        elif sum(other.peer is None for other in self._open) >= self.limits.handshakes_max:
+            return "this node closes its connections"
+        if is_incoming and sum(connection.peer is None for connection in self._open) >= self.limits.handshakes_max:
             self.counters.handshakes_refused += 1
-            connection.close("too many handshakes are under way")
-        return connection
+            return "too many handshakes are under way"
+        return ""
 
     def _new_connection(self, expects: str | None) -> Connection:
         return Connection(
@@ -214,6 +214,7 @@ class Transport:
             self.limits,
             self.counters,
             self._open,
+            admit=lambda: self._admit(expects is None),
             on_message=self._on_message,
             on_request=self._take_request,
         )
@@ -257,6 +258,9 @@ class Transport:
         self._is_closing = True
         if self._server is not None:
             self._server.close()
+            # What it took last becomes a connection within two turns, and is to be waited for as well.
+            for _ in range(3):
+                await asyncio.sleep(0)
         for node in tuple(self._links):
             self.forget(node)
         while self._tasks or self._open:
