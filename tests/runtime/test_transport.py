@@ -612,7 +612,14 @@ def test_a_byte_that_is_changed_in_a_handshake_ends_it(run: Run, way: str, at: i
         with pytest.raises(PeerUnavailable):
             await one.transport.request_address(HOST, proxy.port, b"hello", 30.0)
         assert two.requests == []
-        assert await one.transport.request_address(HOST, proxy.port, b"hello", 30.0) == b"re: hello"
+        # The time for a handshake is short here, for the bytes that make the other side wait: on a busy machine a good one may take longer.
+        for _ in range(50):
+            try:
+                assert await one.transport.request_address(HOST, proxy.port, b"hello", 30.0) == b"re: hello"
+                break
+            except PeerUnavailable:
+                continue
+        assert two.requests == [b"hello"]
 
     run(check)
 
