@@ -189,10 +189,11 @@ class _View:
         fixed = tuple(v.node for v in _voters(shard) if not self._nodes[v.node].alive and not self._nodes[v.node].draining)
         staying = sum(not self._nodes[voter.node].draining for voter in _voters(shard))
         # Draining a node of three must not leave two voters: an ordinary shard gets smaller only where the replication factor was lowered.
-        # Until another node can take them, voters stay on draining nodes, the living ones first.
+        # Until another node can take them, voters stay on draining nodes, the living ones first. An even number tolerates no more than
+        # the odd one below it, and may have come about by a leader's successor that joined before it leaves.
         leaving = sorted((v.node for v in _voters(shard) if self._nodes[v.node].draining), key=lambda n: (not self._nodes[n].alive, n))
         is_system = shard.shard == self._cluster.system_shard
-        needed = min(self._factor(shard), len(_voters(shard))) if leaving and not is_system else 0
+        needed = _largest_odd(min(self._factor(shard), len(_voters(shard)))) if leaving and not is_system else 0
         for number in leaving[: max(0, needed - len(costs) - len(fixed))]:
             staying += 1
             if self._nodes[number].alive:
