@@ -11,8 +11,10 @@ import pytest
 from context_node.contexts.refusals import Refusal, Unavailable, Unprocessable
 from context_node.contexts.requests import Append, PolicyChoice, PutContext, PutPolicy
 from context_node.runtime.cluster import Cluster, Led
-from context_node.runtime.databases import StorageFailed
+from context_node.runtime.databases import DiskFull, StorageFailed
+from context_node.runtime.replica import Reader
 from context_node.runtime.shards import node_of, replica_id_on, shard_of
+from context_node.runtime.upkeep import UpkeepLimits
 from support.clusters import TestCluster, until
 from support.running_nodes import NodeLife, append, everything, history, life, list_ids, message, run, texts_of
 
@@ -440,6 +442,108 @@ def test_a_node_that_starts_again_knows_the_others_although_no_replica_tells_it(
         newcomer.options = replace(newcomer.options, cluster=replace(newcomer.options.cluster, join=()))
         await newcomer.start()
         await append(newcomer.service, "c", "by way of those it knew")
+        await cluster.stop()
+
+    run(check())
+
+
+def test_h5_a_follower_that_is_a_little_behind_waits_instead_of_refusing(tmp_path: Path) -> None:
+    """H5: under load a follower hears up to where it must have applied before it hears of those entries' commit."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        shard = shard_of("c", SHARDS)
+        leader = await cluster.leader(shard)
+        followers = [node for node in cluster.nodes if node is not leader]
+        stop = asyncio.Event()
+        acknowledged = 0
+
+        async def write() -> None:
+            nonlocal acknowledged
+            while not stop.is_set():
+                acknowledged = (await append(leader.service, "c", "text")).last_seq
+
+        async def read(node: NodeLife) -> None:
+            for _ in range(200):
+                before = acknowledged
+                assert (await node.service.get_context("c")).last_seq >= before
+
+        await append(leader.service, "c", "first")
+        writes = [asyncio.create_task(write()) for _ in range(8)]
+        await asyncio.gather(*(read(node) for node in followers for _ in range(3)))
+        stop.set()
+        await asyncio.gather(*writes)
+        await cluster.stop()
+
+    run(check())
+
+
+def test_h5_a_read_waits_until_the_index_that_it_was_told_is_applied(tmp_path: Path) -> None:
+    """H5: answered before, it would go back in time; refused, it would be refused whenever others write."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        leader = await cluster.leader(0)
+        replica = next(node for node in cluster.nodes if node is not leader).engine.replicas[0]
+        reader = Reader(asyncio.get_running_loop().create_future(), replica._ticks)
+        replica._reads[b"asked"] = (replica._ticks, [reader])
+        replica.answer_reads([(replica.applied_index + 1, b"asked")])
+        assert not reader.answer.done()
+        context_id = next(each for each in map(str, range(100)) if shard_of(each, SHARDS) == 0)
+        await append(leader.service, context_id, "the entry that it waits for")
+        await reader.answer
+        await cluster.stop()
+
+    run(check())
+
+
+def test_s2_what_is_kept_for_others_never_fills_the_log_so_that_writes_are_refused(tmp_path: Path) -> None:
+    """S2: entries that followers might still need are kept within the node's share for its log, however large they are."""
+
+    async def check() -> None:
+        limits = UpkeepLimits(interval_s=0.02, log_bytes_max=400_000, log_bytes_per_shard_max=400_000)
+        cluster = await TestCluster(tmp_path, upkeep=limits).start(3)
+        text = "a long message " * 2_000
+        for number in range(120):
+            await persistent_append(cluster.nodes[number % 3], f"c{number % 8}", f"{number} {text}")
+
+        async def is_bounded() -> bool:
+            replicas = [replica for node in cluster.nodes for replica in node.replicas]
+            sizes = [sum(replica.group.log_bytes for replica in node.replicas) for node in cluster.nodes]
+            return max(sizes) <= 2 * limits.log_bytes_max and not any(replica.is_behind for replica in replicas)
+
+        await until(is_bounded)
+        await append(cluster.nodes[0].service, "c0", "and on")
+        await cluster.stop()
+
+    run(check())
+
+
+def test_a_member_whose_disk_was_full_starts_over_and_talks_to_the_others_again(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path, retry_full_disk_s=0.05).start(3)
+        node = cluster.nodes[1]
+        node.engine.fail(DiskFull(str(tmp_path), "commit", "made full by the test"))
+
+        async def is_back() -> bool:
+            return node.node.restarts == 1 and node.node.state.is_ready
+
+        await until(is_back)
+        await until(cluster.is_quiet)
+        await persistent_append(node, "c", "after it")
+        assert not node.fatal
+        await cluster.stop()
+
+    run(check())
+
+
+def test_a_taken_peer_port_is_named(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(1)
+        other = life(tmp_path / "other", cluster=cluster.nodes[0].options.cluster)
+        with pytest.raises(RuntimeError, match="--peer-port"):
+            await other.start()
+        await other.stop()
         await cluster.stop()
 
     run(check())

@@ -557,7 +557,7 @@ async def exchange(port: int, data: bytes) -> bytes:
     ],
     ids=["http", "noise", "version", "size", "no-proof"],
 )
-def test_a_stranger_learns_nothing(run: Run, data: bytes) -> None:
+def test_s5_a_stranger_learns_nothing(run: Run, data: bytes) -> None:
     async def check(stack: AsyncExitStack) -> None:
         two = await Peer(stack, 2).listen()
         answer = await exchange(two.port, data)

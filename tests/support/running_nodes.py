@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -39,8 +40,17 @@ def run(work: Coroutine[Any, Any, None], deadline_s: float = DEADLINE_S) -> None
     """Run a test's coroutine on the event loop that the node runs on in production."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(deadline_s):
-            await work
+        try:
+            async with asyncio.timeout(deadline_s):
+                await work
+        except BaseException:
+            # A node that is left running would keep the loop from closing, and the failure from being told.
+            for each in list(_running):
+                with suppress(Exception):
+                    await each.kill()
+            raise
+        finally:
+            _running.clear()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(bounded())
@@ -55,6 +65,10 @@ class Clock:
     def __call__(self) -> int:
         self.now_ms += 1
         return self.now_ms
+
+
+_running: list["NodeLife"] = []
+"""The lives that were begun in the test that runs now."""
 
 
 @dataclass
@@ -73,6 +87,7 @@ class NodeLife:
         self.node = Node(
             self.options, now_ms=self.clock, random_bytes=self.random_bytes, on_fatal=self.fatal.append, make_worker=self.make_worker
         )
+        _running.append(self)
         await self.node.start()
         return self
 

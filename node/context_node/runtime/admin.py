@@ -13,10 +13,10 @@ import msgspec
 from context_node.contexts.refusals import Refusal, Unprocessable
 from context_node.runtime.calls import NodeStatus, ReplicaStatus
 from context_node.runtime.cluster import Cluster
+from context_node.runtime.moving import CAUGHT_UP_ENTRIES
 from context_node.runtime.shards import SYSTEM_SHARD, node_of
 
 LOOK_TIMEOUT_S = 2.0
-CAUGHT_UP_ENTRIES = 1_000
 
 
 class ReplicaView(msgspec.Struct, frozen=True):

@@ -93,7 +93,7 @@ class Cluster:
     def __init__(self, node: "Node", options: ClusterOptions, random_bytes: Callable[[int], bytes], now_ms: Callable[[], int]) -> None:
         self.options = options
         self.number = 0
-        self.transport: Transport
+        self._transport: Transport | None = None
         self.handlers: dict[str, Handler] = {
             "join": self._take_in,
             "nodes": self._nodes_call,
@@ -113,12 +113,12 @@ class Cluster:
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def start(self, store: str, cluster_id: str, number: int, nodes: bytes) -> None:
-        """Listen for peers, under the identity of a data directory; `nodes` are the members that it kept. Raises OSError if the address
-        cannot be had."""
+        """Listen for peers, under the identity of a data directory; `nodes` are the members that it kept. Raises RuntimeError if the
+        address cannot be had. May be called again after `stop`."""
         self.number = number
         self._told_nodes = _node_lists.decode(nodes) if nodes else ()
         identity = PeerIdentity(cluster_id if number else "", number, store, self._node.options.name)
-        self.transport = Transport(
+        transport = Transport(
             identity,
             self.options.secret,
             random_bytes=self._random_bytes,
@@ -126,12 +126,28 @@ class Cluster:
             on_request=self._on_request,
             on_peer=self._on_peer,
         )
-        port = await self.transport.listen(self.options.host, self.options.port)
-        self._advertised = self.options.advertise or f"{self.options.host}:{port}"
+        host, port = self.options.host, self.options.port
+        try:
+            port = await transport.listen(host, port)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise RuntimeError(
+                f"Cannot listen for other nodes on {host}:{port}: {why}. Give another --peer-host or --peer-port."
+            ) from error
+        self._transport = transport
+        self._advertised = self.options.advertise or f"{host}:{port}"
+
+    @property
+    def transport(self) -> Transport:
+        """The connections to other nodes, between `start` and `stop`."""
+        assert self._transport is not None
+        return self._transport
 
     async def stop(self) -> None:
-        """Close every connection."""
-        await self.transport.close()
+        """Close every connection. May be called at any time, also repeatedly."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
 
     async def be_taken_in(self) -> Welcome:
         """Ask the nodes of `join` in turn, until one answers. The same store gets the same number each time."""
@@ -276,13 +292,18 @@ class Cluster:
 
     def send(self, node: int, messages: list[tuple[int, bytes]]) -> None:
         """Raft messages to a node. Those that carry much go behind those that keep the peace."""
-        small = [each for each in messages if len(each[1]) < BULK_BYTES or peek_message(each[1])[0] != MessageKind.APPEND]
-        if small and not self.transport.send(node, RAFT + _encode(small)):
+        if self._transport is None:
+            return
+        small: list[tuple[int, bytes]] = []
+        large: list[tuple[int, bytes]] = []
+        for each in messages:
+            is_large = len(each[1]) >= BULK_BYTES and peek_message(each[1])[0] == MessageKind.APPEND
+            (large if is_large else small).append(each)
+        is_sent = not small or self._transport.send(node, RAFT + _encode(small))
+        for each in large:
+            is_sent &= self._transport.send(node, RAFT + _encode([each]), bulk=True)
+        if not is_sent:
             self._lost(node)
-        if len(small) < len(messages):
-            for each in messages:
-                if each not in small and not self.transport.send(node, RAFT + _encode([each]), bulk=True):
-                    self._lost(node)
 
     def _lost(self, node: int) -> None:
         if self._node.engine is not None:

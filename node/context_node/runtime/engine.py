@@ -141,9 +141,12 @@ class Engine:
         """Messages to this node were lost: leaders probe its replicas before they stream to them again."""
         for replica in self.replicas.values():
             if replica.failure is None and replica.has_peers and replica.group.is_leader:
-                for member in replica.members.members:
-                    if node_of(member) == node:
-                        replica.group.report_unreachable(member)
+                try:
+                    for member in replica.members.members:
+                        if node_of(member) == node:
+                            replica.group.report_unreachable(member)
+                except Exception as error:
+                    self._stopped(replica, error)
 
     def _post(self) -> None:
         """Hand what groups said in this turn to the transport, a batch for each node."""

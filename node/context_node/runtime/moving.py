@@ -8,7 +8,7 @@ no message can make one; a snapshot that was announced stays on the leader's dis
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from context_node.contexts.refusals import Refusal, Unavailable, Unprocessable
@@ -72,8 +72,8 @@ class Moves:
             task.cancel()
         return list(self._tasks)
 
-    def _spawn(self, work: "asyncio.Future[None] | object", name: str) -> None:
-        task: asyncio.Task[None] = self._loop.create_task(work, name=name)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        task: asyncio.Task[None] = self._loop.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 

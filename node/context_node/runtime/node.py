@@ -9,6 +9,7 @@ leftovers.
 """
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -45,6 +46,8 @@ from context_node.runtime.streams import tell_followers
 from context_node.runtime.upkeep import Upkeep, UpkeepLimits
 from context_node.runtime.worker import Worker
 from context_node.runtime.writes import Writes
+
+logger = logging.getLogger("contextstore.node")
 
 FIRST_INDEX = 1
 """A group begins as if entry 1 of term 1 had been applied: the configuration it was born with."""
@@ -200,6 +203,8 @@ class Node:
                 self.options.data_dir, "start", "it was made by a version that knew no clusters; export and import its contexts"
             )
         await cluster.start(log.identity.store_uuid, log.identity.cluster_id, numbers.pop() if numbers else 0, log.nodes)
+        if recovered and cluster.options.join:
+            logger.info("%s belongs to a cluster already (%s); --join was not needed", self.options.data_dir, log.identity.cluster_id)
         if not recovered:
             welcome = await cluster.be_taken_in()
             if welcome.shards != self.options.shards:
@@ -492,8 +497,6 @@ class Node:
             await self._moves.hand_over()
         self.shards.close("The node is stopping; try another.")
         await self._end_tasks()
-        if self._moves is not None:
-            await asyncio.gather(*self._moves.close(), return_exceptions=True)
         engine = self.engine
         if engine is not None and not engine.is_failed:
             await engine.settled()
@@ -502,8 +505,7 @@ class Node:
                     with suppress(StorageError):
                         await self.upkeep.checkpoint(replica)
             await engine.settled()
-        if self.cluster is not None:
-            await self.cluster.stop()
+        await self._leave()
         self._close_stores()
         self._upkeep_worker.close()
 
@@ -512,8 +514,15 @@ class Node:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._moves is not None:
+            await asyncio.gather(*self._moves.close(), return_exceptions=True)
         # A checkpoint that a cancelled task had begun still runs in the worker; nobody may close or flush under it.
         await self._upkeep_worker.run(lambda: None)
+
+    async def _leave(self) -> None:
+        """Say no more to other nodes. They are heard until what is under way is settled: a majority may be needed for it."""
+        if self.cluster is not None:
+            await self.cluster.stop()
 
     def _close_stores(self) -> None:
         engine, log = self.engine, self.log
@@ -555,10 +564,12 @@ class Node:
                 continue
             self.shards.close("The node is starting over after its disk was full.")
             await self._end_tasks()
+            await self._leave()
             self._close_stores()
             try:
                 await self._open()
             except DiskFull:
+                await self._leave()
                 self._close_stores()
                 continue
             self.restarts += 1

@@ -96,6 +96,8 @@ class Replica:
         self._readers: list[Reader] = []
         self._reads_asked = 0
         self._reads: dict[bytes, tuple[int, list[Reader]]] = {}
+        self._ahead: list[tuple[int, Reader]] = []
+        """Reads that know their index, which is not applied here yet."""
         self._ticks = 0
         self.held_messages: list[tuple[int, list[tuple[int, bytes]]]] = []
         """By the number of the Ready that must be durable before they leave, in order."""
@@ -139,11 +141,6 @@ class Replica:
         self.has_peers = members.members != {self.group.replica_id}
         """Also true of a replica that has yet to learn whom it belongs to."""
 
-    @property
-    def is_member(self) -> bool:
-        """Whether the configuration that it knows names it; true of one that knows none."""
-        return not self.members.members or self.group.replica_id in self.members.members
-
     async def read_barrier(self) -> None:
         """Return once this replica has applied all that was acknowledged before the call (H5).
 
@@ -173,22 +170,29 @@ class Replica:
         # Otherwise nobody can answer now: the next tick asks again.
 
     def answer_reads(self, states: Sequence[tuple[int, bytes]]) -> None:
-        """Let readers go whose index is applied. With one turn per Ready, committed entries come before their read state."""
+        """Let readers go whose index is applied, the others as soon as it is."""
         for index, context in states:
             for reader in self._reads.pop(context, (0, []))[1]:
-                if reader.answer.done():
-                    continue
-                if index <= self.applied_index:
-                    reader.answer.set_result(None)
-                else:
-                    reader.answer.set_exception(Unavailable("This replica is behind; try again shortly.", retry_after_s=1))
+                # A follower may hear the index before it hears that the entries up to there are committed.
+                self._ahead.append((index, reader))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Answer the reads whose index is applied."""
+        waiting = []
+        for index, reader in self._ahead:
+            if index > self.applied_index:
+                waiting.append((index, reader))
+            elif not reader.answer.done():
+                reader.answer.set_result(None)
+        self._ahead = waiting
 
     def tick(self) -> None:
         """One step of time: for Raft, and for reads whose question or answer was lost."""
         self._ticks += 1
         if self.failure is not None or self.is_installing:
             return
-        if self._reads or self._readers:
+        if self._reads or self._readers or self._ahead:
             self._retry_reads()
         if self.group.tick() or self._readers:
             self._on_work(self)
@@ -198,13 +202,16 @@ class Replica:
             if self._ticks - asked >= READ_RETRY_TICKS:
                 del self._reads[context]
                 self._readers += readers
-        waiting: list[Reader] = []
-        for reader in self._readers:
-            if self._ticks - reader.since < READ_TICKS_MAX:
-                waiting.append(reader)
-            elif not reader.answer.done():
-                reader.answer.set_exception(Unavailable("This shard has no leader now; try again shortly.", retry_after_s=1))
-        self._readers = waiting
+        self._readers = [reader for reader in self._readers if self._is_in_time(reader)]
+        self._ahead = [each for each in self._ahead if self._is_in_time(each[1])]
+
+    def _is_in_time(self, reader: Reader) -> bool:
+        """Whether a read may go on waiting; one that may not is refused."""
+        if self._ticks - reader.since < READ_TICKS_MAX:
+            return True
+        if not reader.answer.done():
+            reader.answer.set_exception(Unavailable("This shard has no leader now; try again shortly.", retry_after_s=1))
+        return False
 
     def note_role(self, role: int) -> None:
         """Raft says what this replica is now. Writes of a leader that is none any more have an unknown outcome (P4): their entries may be
@@ -231,6 +238,8 @@ class Replica:
                 self.queued_bytes -= len(data)
         if committed:
             self.group.applied(self.applied_index)
+            if self._ahead:
+                self._let_go()
             if self.dirty_since is None:
                 self.dirty_since = now
 
@@ -263,12 +272,14 @@ class Replica:
         for followers in self.followed.values():
             for follower in followers:
                 follower.stop()
-        readers = [*self._readers, *(reader for _, waiting in self._reads.values() for reader in waiting)]
+        asked = [reader for _, waiting in self._reads.values() for reader in waiting]
+        readers = [*self._readers, *asked, *(reader for _, reader in self._ahead)]
         for reader in readers:
             if not reader.answer.done():
                 reader.answer.set_exception(Unavailable(reason))
         self._readers.clear()
         self._reads.clear()
+        self._ahead.clear()
 
     @property
     def is_caught_up(self) -> bool:

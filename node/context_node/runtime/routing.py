@@ -6,13 +6,13 @@ refused, never passed on again; a write whose answer was lost is never sent a se
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 from context_node.contexts.refusals import Unavailable
 from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, Put, Rewritten
 from context_node.contexts.requests import Append, Compact, ListContexts, PatchMetadata, PutContext, PutPolicy
-from context_node.runtime.cluster import Cluster
+from context_node.runtime.cluster import Cluster, Handler
 from context_node.runtime.reads import Listed, Page, WindowAnswer, merged_page
 from context_node.runtime.service import Service
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, shard_of
@@ -25,7 +25,7 @@ READS = ("get_context", "page", "tail", "window")
 class RoutedService:
     """See `Service` for what each method does; here it is decided where."""
 
-    def __init__(self, local: Service, cluster: Cluster, shards: ShardDirectory, new_context_id: "Any") -> None:
+    def __init__(self, local: Service, cluster: Cluster, shards: ShardDirectory, new_context_id: Callable[[PutContext, str], str]) -> None:
         self._local = local
         self._cluster = cluster
         self._shards = shards
@@ -33,22 +33,20 @@ class RoutedService:
         self.get_policy = local.get_policy
         self.list_policies = local.list_policies
         self.ready = local.ready
-        for name in WRITES:
-            cluster.handlers[name] = self._led_here(getattr(local, name))
-        for name in READS:
+        for name in (*WRITES, *READS):
             cluster.handlers[name] = self._led_here(getattr(local, name))
         cluster.handlers["list_shard"] = local.list_shard
         cluster.handlers["put_policy"] = self._led_by_system(local.put_policy)
         cluster.handlers["delete_policy"] = self._led_by_system(local.delete_policy)
 
-    def _led_here(self, method: "Any") -> "Any":
+    def _led_here(self, method: Handler) -> Handler:
         async def answer(context_id: str, *arguments: Any) -> Any:
             self._cluster.leading(shard_of(context_id, self._shards.count))
             return await method(context_id, *arguments)
 
         return answer
 
-    def _led_by_system(self, method: "Any") -> "Any":
+    def _led_by_system(self, method: Handler) -> Handler:
         async def answer(*arguments: Any) -> Any:
             self._cluster.leading(SYSTEM_SHARD)
             return await method(*arguments)

@@ -154,7 +154,9 @@ class Upkeep:
 
     def _truncate(self, replica: Replica, keeps_for_others: bool) -> None:
         index, term = replica.durable_index, replica.durable_term
-        if keeps_for_others and (kept := replica.truncation_index(self._limits.log_bytes_per_shard_max)) < index:
+        # All replicas together must stay within the node's share for its log, or writes would be refused for what is only kept for others.
+        fair = self._limits.log_bytes_max // max(1, len(self._engine.replicas))
+        if keeps_for_others and (kept := replica.truncation_index(min(self._limits.log_bytes_per_shard_max, fair))) < index:
             known = replica.group.term_at(kept)
             if known is None:
                 return
