@@ -537,6 +537,26 @@ def test_a_member_whose_disk_was_full_starts_over_and_talks_to_the_others_again(
     run(check())
 
 
+def test_a_node_that_has_left_the_others_refuses_what_it_cannot_pass_on(tmp_path: Path) -> None:
+    """A request that comes while a node stops is refused as unavailable: nothing was done, and another node may be asked."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        leader = await cluster.leader(shard_of("c", SHARDS))
+        leaving = next(node for node in cluster.nodes if node is not leader)
+        cluster_of(leaving).options = replace(cluster_of(leaving).options, leader_wait_s=0.1)
+        # As far as `Node.stop` gets before it closes its stores.
+        await leaving.node._end_tasks()
+        await leaving.node._leave()
+        with pytest.raises(Unavailable):
+            await append(leaving.service, "c", "too late")
+        await append(leader.service, "c", "in time")
+        assert texts_of(await history(leader.service, "c")) == ["in time"]
+        await cluster.stop()
+
+    run(check())
+
+
 def test_a_taken_peer_port_is_named(tmp_path: Path) -> None:
     async def check() -> None:
         cluster = await TestCluster(tmp_path).start(1)

@@ -7,6 +7,7 @@ Invariant: after `kill` nothing was stored that was not stored before, and no th
 import asyncio
 import itertools
 import os
+import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,8 @@ def run(work: Coroutine[Any, Any, None], deadline_s: float = DEADLINE_S) -> None
             async with asyncio.timeout(deadline_s):
                 await work
         except BaseException:
+            # Told at once: whatever hangs below must not hide it.
+            traceback.print_exc()
             # A node that is left running would keep the loop from closing, and the failure from being told.
             for each in list(_running):
                 with suppress(Exception):
@@ -87,6 +90,7 @@ class NodeLife:
         self.node = Node(
             self.options, now_ms=self.clock, random_bytes=self.random_bytes, on_fatal=self.fatal.append, make_worker=self.make_worker
         )
+        self._forget()
         _running.append(self)
         await self.node.start()
         return self
@@ -112,11 +116,18 @@ class NodeLife:
     async def stop(self) -> None:
         """In order, as on SIGTERM. Whatever was fatal meanwhile fails the test."""
         await self.node.stop()
+        self._forget()
         assert not self.fatal, self.fatal
 
     async def kill(self) -> None:
-        """Let go of everything without storing anything more. What a worker does at the moment it finishes, as a kernel would a write."""
-        await kill(self.node)
+        """Let go of everything without storing anything more. What a worker does at the moment it finishes, as a kernel would a write. Does
+        nothing to a node that is dead already."""
+        self._forget()
+        if not self.node._upkeep_worker.is_closed:
+            await kill(self.node)
+
+    def _forget(self) -> None:
+        _running[:] = [each for each in _running if each is not self]
 
     async def restart(self, *, hard: bool = False, **changes: Any) -> "NodeLife":
         """Stop, or kill if `hard`, and start again, with changed options if any are given."""

@@ -139,8 +139,10 @@ class Cluster:
 
     @property
     def transport(self) -> Transport:
-        """The connections to other nodes, between `start` and `stop`."""
-        assert self._transport is not None
+        """The connections to other nodes, between `start` and `stop`. Raises `NotHere` at other times: whoever asks came while the node
+        was starting or stopping, and nothing of what was asked was done."""
+        if self._transport is None:
+            raise NotHere("The node is not connected to the others now; try again shortly.", retry_after_s=1)
         return self._transport
 
     async def stop(self) -> None:

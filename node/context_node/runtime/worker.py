@@ -17,6 +17,9 @@ Outcome = Callable[[Any, BaseException | None], None]
 class Worker:
     """A named daemon thread. `submit` may be called from the event loop's thread only."""
 
+    is_closed = False
+    """Whether `close` was called: nothing is run any more."""
+
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self._loop = loop
         self._jobs: SimpleQueue[tuple[Callable[[], Any], Outcome] | None] = SimpleQueue()
@@ -24,7 +27,9 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: Callable[[], Any], outcome: Outcome) -> None:
-        """Run `job` in the thread, then `outcome(result, error)` on the event loop."""
+        """Run `job` in the thread, then `outcome(result, error)` on the event loop. Raises RuntimeError after `close`."""
+        if self.is_closed:
+            raise RuntimeError("this worker was closed")
         self._jobs.put((job, outcome))
 
     async def run(self, job: Callable[[], Any]) -> Any:
@@ -43,7 +48,8 @@ class Worker:
         return await done
 
     def close(self) -> None:
-        """Finish what is queued and end the thread. Outcomes that are on their way may still arrive."""
+        """Finish what is queued and end the thread. Outcomes that are on their way may still arrive. May be repeated."""
+        self.is_closed = True
         self._jobs.put(None)
         self._thread.join()
 
