@@ -1,6 +1,7 @@
 """Three nodes are one service: any of them answers, a minority may die, be wiped or fall far behind, and nothing acknowledged is lost."""
 
 import asyncio
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +27,12 @@ def cluster_of(node: NodeLife) -> Cluster:
     return node.node.cluster
 
 
-async def persistent_append(node: NodeLife, context_id: str, text: str) -> None:
-    """As a client with ordinary retries would: the message's id makes them safe."""
+async def persistent_append(cluster: TestCluster, context_id: str, text: str, place: int = 0) -> None:
+    """As a client with ordinary retries would, asking whichever node is up: the message's id makes them safe."""
+    tries = itertools.count(place)
 
     async def done() -> bool:
+        node = cluster.alive[next(tries) % len(cluster.alive)]
         await node.service.append(context_id, Append([message(text, id=text)], create=True))
         return True
 
@@ -70,7 +73,7 @@ def test_s3_the_death_of_any_node_costs_no_data_and_no_availability(tmp_path: Pa
                 try:
                     await node.service.append(context_id, Append([message(text, id=text)], create=True))
                 except Refusal:
-                    await persistent_append(cluster.alive[0], context_id, text)
+                    await persistent_append(cluster, context_id, text)
                 said[context_id].append(text)
 
         talks = [asyncio.create_task(talk(context_id)) for context_id in said]
@@ -119,7 +122,7 @@ def test_without_a_majority_writes_are_refused_and_nothing_is_invented(tmp_path:
         for victim in cluster.nodes[1:]:
             await cluster.restart(victim)
         await cluster.all_led()
-        await persistent_append(cluster.nodes[0], "c", "again")
+        await persistent_append(cluster, "c", "again")
         texts = texts_of(await history(cluster.nodes[2].service, "c"))
         assert texts[0] == "kept"
         assert texts[-1] == "again"
@@ -138,7 +141,7 @@ def test_a_node_that_is_far_behind_catches_up_by_snapshot(tmp_path: Path) -> Non
         await victim.kill()
         await cluster.all_led()
         for number in range(200):
-            await persistent_append(cluster.nodes[0], f"c{number % 20}", f"while away {number}")
+            await persistent_append(cluster, f"c{number % 20}", f"while away {number}")
         for node in cluster.alive:
             for replica in node.replicas:
                 assert await node.upkeep.checkpoint(replica, keeps_for_others=False)
@@ -215,7 +218,7 @@ def test_s4_a_shard_moves_to_another_node_under_load_and_leaves_no_files_behind(
         async def talk() -> None:
             while not stop.is_set():
                 text = f"text {len(said)}"
-                await persistent_append(cluster.nodes[len(said) % 4], context_id, text)
+                await persistent_append(cluster, context_id, text, len(said))
                 said.append(text)
 
         talking = asyncio.create_task(talk())
@@ -505,7 +508,7 @@ def test_s2_what_is_kept_for_others_never_fills_the_log_so_that_writes_are_refus
         cluster = await TestCluster(tmp_path, upkeep=limits).start(3)
         text = "a long message " * 2_000
         for number in range(120):
-            await persistent_append(cluster.nodes[number % 3], f"c{number % 8}", f"{number} {text}")
+            await persistent_append(cluster, f"c{number % 8}", f"{number} {text}", number)
 
         async def is_bounded() -> bool:
             replicas = [replica for node in cluster.nodes for replica in node.replicas]
@@ -530,7 +533,7 @@ def test_a_member_whose_disk_was_full_starts_over_and_talks_to_the_others_again(
 
         await until(is_back)
         await until(cluster.is_quiet)
-        await persistent_append(node, "c", "after it")
+        await persistent_append(cluster, "c", "after it", 1)
         assert not node.fatal
         await cluster.stop()
 

@@ -312,7 +312,8 @@ class Cluster:
             self._node.engine.lost(node)
 
     def _on_message(self, peer: PeerIdentity, payload: bytes) -> None:
-        if not self._is_member(peer):
+        # A connection that is being closed may still bring what was on its way.
+        if self._transport is None or not self._is_member(peer):
             return
         kind, body = payload[:1], payload[1:]
         engine = self._node.engine
