@@ -243,7 +243,8 @@ def test_no_node_at_the_url_is_one_sentence_and_exit_code_2(tmp_path: Path) -> N
 
 
 def test_an_interrupted_import_says_how_to_go_on(node: RunningNode, tmp_path: Path) -> None:
-    file = write_lines(tmp_path / "chats.jsonl", [conversation(number, turns=50) for number in range(100)])
+    # More than is imported before the signal comes, however slow this test is beside the import.
+    file = write_lines(tmp_path / "chats.jsonl", [conversation(number, turns=50) for number in range(2_000)])
     command = [*COMMAND, "import", file, "--url", node.url, "--batch", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
     wait_until(lambda: get(node, "/v1/contexts")["contexts"], "the first conversation", 60)
