@@ -15,7 +15,7 @@ ARGS ?=
 
 RUST_SOURCES := $(wildcard node/raft_core/Cargo.toml node/raft_core/Cargo.lock node/raft_core/src/*.rs)
 
-.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e chaos
+.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e chaos sim sim-replay sim-mutants
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -92,6 +92,18 @@ clean: ## Remove everything that was built (not the data directory)
 
 e2e: ## End-to-end tests on Kubernetes (not yet: they come with the cluster)
 	@echo "make e2e: there are no end-to-end tests yet; they come with the cluster" >&2; exit 1
+
+SEEDS ?= 150
+SEED ?= 1
+
+sim: setup ## Simulate clusters under faults, every seed twice (SEEDS=2000 ARGS="--first 1 --events 20000 --once")
+	cd tests && ../$(BIN)/python -m simulation run --seeds $(SEEDS) $(ARGS)
+
+sim-replay: setup ## One seed of the simulation again, with its story (SEED=4711)
+	cd tests && ../$(BIN)/python -m simulation replay $(SEED) $(ARGS)
+
+sim-mutants: setup ## Plant bugs, one at a time, and count the seeds that the simulation needs to find each (ARGS="--seeds 200 vote")
+	cd tests && ../$(BIN)/python -m simulation mutants $(ARGS)
 
 chaos: setup ## Kill, pause, drain and empty nodes of a cluster under load, every answer judged (ARGS="--seconds 180 --nodes 5")
 	$(BIN)/python bench/chaos.py $(ARGS)

@@ -16,6 +16,7 @@ A disk is one power-on: `cut_at` names the operation at which the power goes, `a
 next start finds it.
 """
 
+import errno
 import itertools
 import random
 from collections.abc import Callable
@@ -120,8 +121,11 @@ class PowerCutDisk(DiskAccess):
         return bytes(self.names[path].cached[offset : offset + size])
 
     def write_at(self, path: str, offset: int, data: bytes) -> None:
-        """As a write of SQLite's."""
-        self.write(self.names.setdefault(path, Inode()), offset, data)
+        """As a write of SQLite's, but for the error of a full disk."""
+        try:
+            self.write(self.names.setdefault(path, Inode()), offset, data)
+        except apsw.FullError as error:
+            raise OSError(errno.ENOSPC, "no space", path) from error
 
     def has_space(self, directory: str, size: int) -> bool:
         return self.space_bytes is None or sum(len(inode.cached) for inode in self.names.values()) + size <= self.space_bytes

@@ -90,7 +90,14 @@ def address(text: str) -> tuple[str, int]:
 class Cluster:
     """The part of a node that knows of others. `start` before groups are driven, `stop` after they are not any more."""
 
-    def __init__(self, node: "Node", options: ClusterOptions, random_bytes: Callable[[int], bytes], now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        node: "Node",
+        options: ClusterOptions,
+        random_bytes: Callable[[int], bytes],
+        now_ms: Callable[[], int],
+        make_transport: Callable[..., Transport] = Transport,
+    ) -> None:
         self.options = options
         self.number = 0
         self._transport: Transport | None = None
@@ -104,6 +111,7 @@ class Cluster:
         self._node = node
         self._random_bytes = random_bytes
         self._now_ms = now_ms
+        self._make_transport = make_transport
         self._advertised = ""
         self._told_nodes: tuple[NodeRecord, ...] = ()
         self._reported: dict[int, tuple[int, int]] = {}
@@ -118,7 +126,7 @@ class Cluster:
         self.number = number
         self._told_nodes = _node_lists.decode(nodes) if nodes else ()
         identity = PeerIdentity(cluster_id if number else "", number, store, self._node.options.name)
-        transport = Transport(
+        transport = self._make_transport(
             identity,
             self.options.secret,
             random_bytes=self._random_bytes,

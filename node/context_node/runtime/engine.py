@@ -195,6 +195,8 @@ class Engine:
             replica.is_installing = True
             self._on_snapshot(replica, ready)
             return False
+        if targets := ready.snapshot_targets:
+            replica.note_snapshot([to for to, _index in targets])
         self._address(replica.shard, ready.messages)
         if after := ready.messages_after_persist:
             # A Ready without a record counts as soon as all earlier ones do (P1, P2).

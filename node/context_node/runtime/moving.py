@@ -9,6 +9,7 @@ no message can make one; a snapshot that was announced stays on the leader's dis
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from context_node.contexts.refusals import Refusal, Unavailable, Unprocessable
@@ -55,7 +56,7 @@ class Moves:
         self._pulls = asyncio.Semaphore(PULLS_AT_ONCE)
         self._started = self._loop.time()
         self._created: dict[int, float] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         cluster.on_led = self._heard_of
         cluster.handlers.update(
             create_replica=self.create_replica,
@@ -74,11 +75,11 @@ class Moves:
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         task: asyncio.Task[None] = self._loop.create_task(work, name=name)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._done)
 
     def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._loop.call_exception_handler({"message": f"{task.get_name()} failed", "exception": error, "task": task})
 
@@ -260,6 +261,8 @@ class Moves:
         for place, (snapshot, _) in enumerate(kept):
             if snapshot.manifest.index == index:
                 kept[place] = (snapshot, self._loop.time())
+                if (replica := self._node.shards.held(shard)) is not None:
+                    replica.note_snapshot()
                 try:
                     return await asyncio.to_thread(snapshot.chunk, number)
                 except OSError as error:
@@ -289,7 +292,9 @@ class Moves:
                 is_installed = True
             except (Refusal, SnapshotRefused, StorageError, OSError) as error:
                 logger.warning("snapshot of shard %d not installed: %s", replica.shard, error)
-                await self._node.reopen_replica(replica)
+                # A node whose disk failed or filled up starts over as a whole.
+                with suppress(Unavailable):
+                    await self._node.reopen_replica(replica)
         try:
             await self._cluster.call(leader, "snapshot_done", (replica.shard, replica.group.replica_id, is_installed), 5.0)
         except Refusal:

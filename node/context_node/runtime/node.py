@@ -43,6 +43,7 @@ from context_node.runtime.state_rows import StateChanges
 from context_node.runtime.state_store import StateOptions, StateStore
 from context_node.runtime.storing import applied_of, machine_record
 from context_node.runtime.streams import tell_followers
+from context_node.runtime.transport import Transport
 from context_node.runtime.upkeep import Upkeep, UpkeepLimits
 from context_node.runtime.worker import Worker
 from context_node.runtime.writes import Writes
@@ -96,6 +97,7 @@ class Node:
         random_bytes: Callable[[int], bytes],
         on_fatal: Callable[[BaseException], None],
         make_worker: Callable[[asyncio.AbstractEventLoop, str], Worker] = Worker,
+        make_transport: Callable[..., Transport] = Transport,
     ) -> None:
         self.options = options
         self.state = NodeState(options.name)
@@ -111,7 +113,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self._upkeep_worker = make_worker(self._loop, "checkpoint")
         self._is_starting_over = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._policies = NamedPolicies(self.shards, now_ms)
         reads = Reads(self.shards, options.rules, options.stream_lag_max)
         writes = Writes(self.shards, options.rules, options.defaults, now_ms, random_bytes, options.counting_threads)
@@ -121,7 +123,7 @@ class Node:
         self.admin: ClusterAdmin | None = None
         self._moves: Moves | None = None
         if options.cluster is not None:
-            self.cluster = Cluster(self, options.cluster, random_bytes, now_ms)
+            self.cluster = Cluster(self, options.cluster, random_bytes, now_ms, make_transport)
             self._moves = Moves(self, self.cluster, random_bytes)
             self.admin = ClusterAdmin(self.cluster, options.shards)
             self.service = RoutedService(local, self.cluster, self.shards, writes.new_context_id)
@@ -482,11 +484,11 @@ class Node:
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         task: asyncio.Task[None] = self._loop.create_task(work, name=name)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._task_done)
 
     def _task_done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_fatal(error)
 

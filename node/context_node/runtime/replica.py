@@ -6,7 +6,7 @@ was applied after `stored_index`.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ READ_RETRY_TICKS = 10
 READ_TICKS_MAX = 50
 """A read that got no index for so long is refused: there is no leader, or none that a majority hears."""
 
+
+SNAPSHOT_RETRY_TICKS = 50
+"""A snapshot that was announced, and that nobody asked for or said a word of for so long, is announced again: the word of it was lost, and
+Raft itself would wait for ever."""
 
 KEPT_ENTRIES = 256
 """So many entries stay in the log of a group with several members, so that whoever leads next can serve those a little behind."""
@@ -99,6 +103,8 @@ class Replica:
         self._ahead: list[tuple[int, Reader]] = []
         """Reads that know their index, which is not applied here yet."""
         self._ticks = 0
+        self._announced: dict[int, int] = {}
+        """By member the tick at which it was told of a snapshot, or last asked for a part of it."""
         self.held_messages: list[tuple[int, list[tuple[int, bytes]]]] = []
         """By the number of the Ready that must be durable before they leave, in order."""
         self.newest_record = 0
@@ -194,6 +200,8 @@ class Replica:
             return
         if self._reads or self._readers or self._ahead:
             self._retry_reads()
+        if self._announced:
+            self._announce_again()
         if self.group.tick() or self._readers:
             self._on_work(self)
 
@@ -204,6 +212,22 @@ class Replica:
                 self._readers += readers
         self._readers = [reader for reader in self._readers if self._is_in_time(reader)]
         self._ahead = [each for each in self._ahead if self._is_in_time(each[1])]
+
+    def note_snapshot(self, members: Iterable[int] | None = None) -> None:
+        """These members were told of a snapshot; without any: whoever was told of one has asked for a part of it."""
+        for member in self._announced if members is None else members:
+            self._announced[member] = self._ticks
+
+    def _announce_again(self) -> None:
+        if not self.group.is_leader:
+            self._announced.clear()
+            return
+        for member, since in list(self._announced.items()):
+            if self._ticks - since >= SNAPSHOT_RETRY_TICKS:
+                del self._announced[member]
+                # Does nothing if the member has got it meanwhile.
+                self.group.report_snapshot(member, False)
+                self._on_work(self)
 
     def _is_in_time(self, reader: Reader) -> bool:
         """Whether a read may go on waiting; one that may not is refused."""

@@ -1,0 +1,390 @@
+"""What goes wrong in a simulation, and how it is put right again.
+
+Knows lives, disks and the network, and the administrator's steps on nodes. Does not know clients or rules. Invariants: a disk is lost only
+while every other node is there and whole, and its replicas are replaced before the next one is lost; `heal` ends every fault.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from context_node.contexts.refusals import Refusal
+from context_node.runtime.databases import StorageError
+from context_node.runtime.replica import Replica
+from context_node.runtime.shards import SYSTEM_SHARD
+from context_node.runtime.upkeep import Upkeep
+from simulation.judge import Judge
+from simulation.network import Weather
+from simulation.world import DiskPace, Life, World, settle
+
+FACTOR = 3
+STEP_S = 8.0
+
+
+class Faults:
+    """One nemesis, which does one thing after the other, and one repairman."""
+
+    def __init__(self, world: World, judge: Judge) -> None:
+        self.world = world
+        self.judge = judge
+        self.is_over = False
+        self._random = random.Random(world.loop.random.getrandbits(64))
+        self._lost: set[int] = set()
+        """Numbers of nodes whose disks are gone and whose replicas are still members."""
+        self._stores = 0
+        chosen = self._random
+        kinds: dict[str, tuple[float, Callable[[], Awaitable[None]]]] = {
+            "kill": (3, self._kill),
+            "cut the power": (4, self._cut_power),
+            "cut the power in a disk operation": (4, self._cut_power_within),
+            "cut the power of all": (0.5, self._cut_power_of_all),
+            "kill in a commit": (3, self._kill_in_commit),
+            "pause": (2, self._pause),
+            "stop": (1, self._stop),
+            "partition": (2, self._partition),
+            "isolate": (2, self._isolate),
+            "cut one way": (2, self._cut_one_way),
+            "ring": (0.7, self._ring),
+            "bad weather": (3, self._bad_weather),
+            "failing sync": (1, self._failing_sync),
+            "full disk": (0.7, self._full_disk),
+            "slow disk": (1, self._slow_disk),
+            "clock jump": (0.5, self._clock_jump),
+            "transfer": (2, self._transfer),
+            "move": (2, self._move),
+            "checkpoint": (3, self._checkpoint),
+            "lose a disk": (1, self._lose_disk),
+        }
+        # Each run has its own temper: some kinds often, others never.
+        self._kinds = {name: (weight * chosen.choice((0, 0.5, 1, 1, 4)), act) for name, (weight, act) in kinds.items()}
+        self._pause_s = chosen.choice((0.05, 0.3, 1.5))
+        self._pace = DiskPace(chosen.choice((0.0003, 0.002, 0.01)), chosen.choice((0.01, 0.2)), chosen.choice((0.05, 0.3)))
+        self._down_s = chosen.choice((0.05, 0.5, 3.0))
+
+    async def run(self) -> None:
+        for life in self.world.lives:
+            life.disk_pace.set(self._pace)
+        names = list(self._kinds)
+        weights = [self._kinds[name][0] + 1e-9 for name in names]
+        while True:
+            await asyncio.sleep(self._random.random() * 2 * self._pause_s)
+            name = self._random.choices(names, weights)[0]
+            if self.is_over:
+                return
+            self.judge.mark(f"fault: {name}")
+            await self._kinds[name][1]()
+
+    async def mend(self) -> None:
+        """Start what is down after a while; replace replicas whose disks are gone; end what was half done."""
+        while True:
+            await asyncio.sleep(0.2 + self._random.random() * self._down_s)
+            for life in self.world.lives:
+                if not life.is_alive:
+                    life.start()
+            await self._replace()
+
+    def heal(self) -> None:
+        """From here on nothing goes wrong."""
+        self.is_over = True
+        network = self.world.network
+        network.heal()
+        network.weather = Weather(tail_share=0.0)
+        self._down_s = 0.1
+        for life in self.world.lives:
+            life.disk.space_bytes, life.disk.failing_syncs, life.disk.cut_at = None, 0, None
+            life.disk_pace.set(DiskPace(slow_share=0.0))
+            if life.process is not None and life.process.is_paused:
+                life.process.go_on()
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        end = self.world.loop.time() + seconds
+        for _ in range(100):
+            if condition() or self.world.loop.time() >= end:
+                return
+            await asyncio.sleep(seconds / 100)
+
+    # --- processes and disks ------------------------------------------------------------------------------------------
+
+    def _someone(self) -> Life | None:
+        alive = [life for life in self.world.lives if life.is_alive]
+        return self._random.choice(alive) if alive else None
+
+    async def _kill(self) -> None:
+        if (life := self._someone()) is not None:
+            life.lose_process()
+
+    async def _cut_power(self) -> None:
+        if (life := self._someone()) is not None:
+            life.lose_power()
+
+    async def _cut_power_within(self) -> None:
+        if (life := self._someone()) is not None:
+            life.disk.cut_at = life.disk.operations + self._random.randint(1, 30)
+            await asyncio.sleep(0.5)
+            life.disk.cut_at = None
+
+    async def _cut_power_of_all(self) -> None:
+        for life in self.world.lives:
+            if life.is_alive:
+                life.lose_power()
+
+    async def _kill_in_commit(self) -> None:
+        """At the moment when the disk did something that nobody was told of yet."""
+        life = self._someone()
+        await self._until(lambda: life is None or not life.is_alive or any(worker.running for worker in life.workers), 0.1)
+        if life is not None and life.is_alive:
+            self.judge.mark("a process was killed while its disk worked", any(worker.running for worker in life.workers))
+            self._random.choice((life.lose_process, life.lose_power))()
+
+    async def _pause(self) -> None:
+        life = self._someone()
+        if life is None or life.process is None:
+            return
+        process = life.process
+        self.judge.mark("a leader was paused", any(replica.group.is_leader for replica in life.replicas if replica.failure is None))
+        process.pause()
+        await asyncio.sleep(self._random.choice((0.1, 0.6, 2.0, 6.0)) * self._random.random())
+        process.go_on()
+
+    async def _stop(self) -> None:
+        """In order, as on SIGTERM."""
+        life = self._someone()
+        if life is None or not life.is_ready or life.node is None:
+            return
+        life.is_ready = False
+        life.excuse = "it was stopped"
+        node, process = life.node, life.process
+        assert process is not None
+        stopping = life.run(node.stop())
+        await self._until(lambda: stopping.done() or process.is_dead, 10.0)
+        self.judge.mark("a node stopped in order", stopping.done())
+        if life.process is process and not process.is_dead:
+            life.lose_process()
+
+    async def _failing_sync(self) -> None:
+        if (life := self._someone()) is not None:
+            life.excuse = "its disk failed a sync"
+            life.disk.failing_syncs = 1
+
+    async def _full_disk(self) -> None:
+        life = self._someone()
+        if life is None:
+            return
+        life.excuse = "its disk was full"
+        disk = life.disk
+        disk.space_bytes = sum(len(inode.cached) for inode in disk.names.values()) + self._random.choice((0, 5_000, 20_000))
+        await asyncio.sleep(self._random.random() * 2)
+        disk.space_bytes = None
+        if life.disk is not disk:
+            life.disk.space_bytes = None
+
+    async def _slow_disk(self) -> None:
+        if (life := self._someone()) is not None:
+            life.disk_pace.set(DiskPace(self._pace.usual_s, 0.5, self._random.choice((0.05, 0.4))))
+            await asyncio.sleep(self._random.random() * 2)
+            life.disk_pace.set(self._pace)
+
+    async def _clock_jump(self) -> None:
+        if (life := self._someone()) is not None:
+            life.clock_jump_ms += self._random.choice((-3_600_000, -5, 5, 3_600_000))
+            life.clock_rate = self._random.choice((0.8, 1.0, 1.2))
+
+    async def _checkpoint(self) -> None:
+        """Truncate logs, so that whoever is behind needs a snapshot."""
+        for life in list(self.world.lives):
+            if life.is_serving and life.node is not None and life.node.upkeep is not None:
+                upkeep = life.node.upkeep
+                for replica in life.replicas:
+                    if replica.failure is None and not replica.is_installing:
+                        life.run(_checkpoint(upkeep, replica, self._random.random() < 0.3))
+
+    async def _lose_disk(self) -> None:
+        lives = self.world.lives
+        if self._lost or not all(life.is_serving for life in lives) or len(lives) < 3 or not self._is_whole():
+            return
+        life = self._random.choice([life for life in lives if life.node is not None and life.node.cluster is not None])
+        assert life.node is not None and life.node.cluster is not None
+        self._lost.add(life.node.cluster.number)
+        self.judge.removed.update(replica.group.replica_id for replica in life.replicas)
+        life.lose_power()
+        self._stores += 1
+        stranger = Life(self.world, life.place, self._stores)
+        stranger.host = life.host
+        stranger.disk_pace.set(self._pace)
+        stranger.join = tuple(f"{other.host}:1" for other in lives if other is not life)
+        self.world.retire(life)
+        lives[lives.index(life)] = stranger
+        self.judge.mark("a disk was lost")
+
+    def _is_whole(self) -> bool:
+        """Whether each shard's voters are all there and none is behind: then losing any one loses nothing."""
+        committed = {shard: index for shard, (index, _) in self.judge.committed.items()}
+        held: dict[int, int] = {}
+        for life in self.world.lives:
+            for replica in life.replicas:
+                if replica.failure is None and replica.group.commit >= committed.get(replica.shard, 0) and not replica.members.joint:
+                    held[replica.shard] = held.get(replica.shard, 0) + (replica.group.replica_id in replica.members.voters)
+        return all(held.get(shard, 0) >= FACTOR for shard in committed)
+
+    # --- network ------------------------------------------------------------------------------------------------------
+
+    async def _for_a_while(self, cuts: set[tuple[str, str]]) -> None:
+        network = self.world.network
+        network.cuts |= cuts
+        if self._random.random() < 0.5:
+            network.break_cut_links()
+        await asyncio.sleep(self._random.choice((0.3, 1.0, 4.0)) * self._random.random())
+        network.cuts -= cuts
+
+    async def _partition(self) -> None:
+        hosts = [life.host for life in self.world.lives]
+        self._random.shuffle(hosts)
+        one, other = hosts[: len(hosts) // 2], hosts[len(hosts) // 2 :]
+        await self._for_a_while({pair for a in one for b in other for pair in ((a, b), (b, a))})
+
+    async def _isolate(self) -> None:
+        leaders = [life for life in self.world.lives if any(each.failure is None and each.group.is_leader for each in life.replicas)]
+        life = self._random.choice(leaders or self.world.lives)
+        await self._for_a_while(
+            {p for other in self.world.lives if other is not life for p in ((life.host, other.host), (other.host, life.host))}
+        )
+
+    async def _cut_one_way(self) -> None:
+        life = self._random.choice(self.world.lives)
+        others = [other.host for other in self.world.lives if other is not life]
+        chosen = self._random.sample(others, self._random.randint(1, len(others)))
+        outward = self._random.random() < 0.5
+        await self._for_a_while({(life.host, other) if outward else (other, life.host) for other in chosen})
+
+    async def _ring(self) -> None:
+        """Each sees only its neighbours."""
+        hosts = [life.host for life in self.world.lives]
+        count = len(hosts)
+        far = {(hosts[a], hosts[b]) for a in range(count) for b in range(count) if (a - b) % count not in (0, 1, count - 1)}
+        await self._for_a_while(far)
+
+    async def _bad_weather(self) -> None:
+        chosen, network = self._random, self.world.network
+        network.weather = Weather(
+            delay_s=chosen.choice((0.0005, 0.005, 0.03)),
+            tail_share=chosen.choice((0.02, 0.2)),
+            tail_s=chosen.choice((0.05, 0.5)),
+            drop_share=chosen.choice((0.0, 0.05, 0.3)),
+            repeat_share=chosen.choice((0.0, 0.2)),
+            replay_share=chosen.choice((0.0, 0.1)),
+            reorder=chosen.random() < 0.5,
+            lost_reply_share=chosen.choice((0.0, 0.1)),
+        )
+        await asyncio.sleep(chosen.random() * 3)
+        network.weather = Weather()
+
+    # --- administrators -----------------------------------------------------------------------------------------------
+
+    async def _step(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
+        """A step on any node; None if it was refused or not answered."""
+        serving = [life for life in self.world.lives if life.is_serving and life.node is not None and life.node.admin is not None]
+        if not serving:
+            return None
+        life = self._random.choice(serving)
+        assert life.node is not None
+        admin, loop = life.node.admin, self.world.loop
+        answer: asyncio.Future[Any] = loop.create_future()
+
+        async def handle() -> None:
+            result: Any = None
+            try:
+                result = await work(admin)
+            except Refusal as refusal:
+                self.judge.mark(f"a step was refused: {refusal.code}")
+            loop.call_soon(settle, answer, result, None, context=self.world.outside)
+
+        life.run(handle())
+        try:
+            async with asyncio.timeout(STEP_S):
+                return await answer
+        except TimeoutError:
+            return None
+
+    async def look(self) -> Any:
+        return await self._step(lambda admin: admin.look())
+
+    async def _learn(self, shard: int, node: int) -> None:
+        await self._step(lambda admin: admin.add_learner(shard, node))
+
+    async def _change(self, shard: int, promote: tuple[int, ...], remove: tuple[int, ...]) -> None:
+        await self._step(lambda admin: admin.change_members(shard, promote, remove))
+
+    async def _transfer(self) -> None:
+        view = await self.look()
+        if view is None:
+            return
+        shard = self._random.choice(view.shards)
+        voters = [one.node for one in shard.replicas if one.is_voter]
+        if voters:
+            node = self._random.choice(voters)
+            await self._step(lambda admin: admin.transfer_leader(shard.shard, node))
+
+    async def _move(self) -> None:
+        """One replica to a node that has none of the shard."""
+        view = await self.look()
+        if view is None or self._lost:
+            return
+        shard = self._random.choice(view.shards)
+        there = {one.node for one in shard.replicas}
+        free = [node.number for node in view.nodes if node.is_alive and node.number not in there]
+        leaving = [one for one in shard.replicas if one.is_voter and one.node != shard.leader]
+        if free and leaving:
+            await self._exchange(shard.shard, self._random.choice(free), self._random.choice(leaving).replica_id)
+
+    async def _exchange(self, shard: int, node: int, leaving: int) -> None:
+        await self._learn(shard, node)
+        for _ in range(10):
+            view = await self.look()
+            found = None if view is None else next((each for each in view.shards if each.shard == shard), None)
+            learner = None if found is None else next((one for one in found.replicas if one.node == node and not one.is_voter), None)
+            if learner is not None and learner.is_caught_up:
+                await self._change(shard, (learner.replica_id,), (leaving,))
+                self.judge.mark("a replica was moved")
+                return
+            await asyncio.sleep(0.1)
+
+    async def _replace(self) -> None:
+        """Bring every shard back to its voters: new replicas for those that are lost, and an end to what was half done."""
+        view = await self.look()
+        if view is None:
+            return
+        alive = [node.number for node in view.nodes if node.is_alive and node.number not in self._lost]
+        for shard in view.shards:
+            if shard.leader is None or shard.is_joint:
+                continue
+            gone = [one for one in shard.replicas if one.node in self._lost]
+            voters = [one for one in shard.replicas if one.is_voter and one not in gone]
+            learners = [one for one in shard.replicas if not one.is_voter and one not in gone]
+            promote = tuple(one.replica_id for one in learners if one.is_caught_up)[: max(0, FACTOR - len(voters))]
+            surplus = [one.replica_id for one in learners if len(voters) >= FACTOR]
+            there = {one.node for one in shard.replicas}
+            free = [number for number in alive if number not in there]
+            if promote or (gone and len(voters) >= FACTOR) or surplus:
+                remove = tuple(one.replica_id for one in gone) if len(voters) + len(promote) >= FACTOR else ()
+                await self._change(shard.shard, promote, (*remove, *surplus))
+            elif len(voters) + len(learners) < FACTOR and free:
+                await self._learn(shard.shard, self._random.choice(free))
+        members = {one.node for shard in view.shards for one in shard.replicas}
+        is_seen = len(view.shards) == 1 + sum(shard.shard != SYSTEM_SHARD for shard in view.shards) and all(
+            shard.leader is not None for shard in view.shards
+        )
+        if is_seen and self._lost and not self._lost & members:
+            self.judge.mark("a lost disk's replicas were all replaced")
+            self._lost.clear()
+
+    @property
+    def is_mending(self) -> bool:
+        return bool(self._lost)
+
+
+async def _checkpoint(upkeep: Upkeep, replica: Replica, keeps_for_others: bool) -> None:
+    try:
+        await upkeep.checkpoint(replica, keeps_for_others=keeps_for_others)
+    except StorageError as error:
+        upkeep._on_error(error)

@@ -1,0 +1,8 @@
+"""Bugs that are planted in the shell, to show that the simulation finds such bugs."""
+
+from simulation.mutants import members, persisting, serving, snapshots
+from simulation.mutants.planted import Mutant, plant
+
+MUTANTS: tuple[Mutant, ...] = (*persisting.MUTANTS, *snapshots.MUTANTS, *serving.MUTANTS, *members.MUTANTS)
+
+__all__ = ["MUTANTS", "Mutant", "plant"]
