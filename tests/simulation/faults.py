@@ -52,9 +52,10 @@ class Faults:
             "slow disk": (1, self._slow_disk),
             "clock jump": (0.5, self._clock_jump),
             "transfer": (2, self._transfer),
-            "move": (2, self._move),
+            "move": (4, self._move),
+            "repeat a step": (1, self._repeat),
             "checkpoint": (3, self._checkpoint),
-            "lose a disk": (1, self._lose_disk),
+            "lose a disk": (2, self._lose_disk),
         }
         # Each run has its own temper: some kinds often, others never.
         self._kinds = {name: (weight * chosen.choice((0, 0.5, 1, 1, 4)), act) for name, (weight, act) in kinds.items()}
@@ -197,7 +198,11 @@ class Faults:
                 upkeep = life.node.upkeep
                 for replica in life.replicas:
                     if replica.failure is None and not replica.is_installing:
-                        life.run(_checkpoint(upkeep, replica, self._random.random() < 0.3))
+                        keeps = self._random.random() < 0.3
+                        life.run(_checkpoint(upkeep, replica, keeps))
+                        if self._random.random() < 0.5:
+                            # Another one while the first is under way, as a scrub may come beside the daily work.
+                            life.run(_checkpoint(upkeep, replica, keeps, self._random.random() * 0.02))
 
     async def _lose_disk(self) -> None:
         lives = self.world.lives
@@ -337,6 +342,18 @@ class Faults:
         if free and leaving:
             await self._exchange(shard.shard, self._random.choice(free), self._random.choice(leaving).replica_id)
 
+    async def _repeat(self) -> None:
+        """A step whose aim is met already changes nothing."""
+        view = await self.look()
+        if view is None:
+            return
+        shard = self._random.choice(view.shards)
+        if shard.replicas:
+            one = self._random.choice(shard.replicas)
+            await self._learn(shard.shard, one.node)
+            if one.is_voter:
+                await self._change(shard.shard, (one.replica_id,), ())
+
     async def _exchange(self, shard: int, node: int, leaving: int) -> None:
         await self._learn(shard, node)
         for _ in range(10):
@@ -383,7 +400,8 @@ class Faults:
         return bool(self._lost)
 
 
-async def _checkpoint(upkeep: Upkeep, replica: Replica, keeps_for_others: bool) -> None:
+async def _checkpoint(upkeep: Upkeep, replica: Replica, keeps_for_others: bool, after_s: float = 0.0) -> None:
+    await asyncio.sleep(after_s)
     try:
         await upkeep.checkpoint(replica, keeps_for_others=keeps_for_others)
     except StorageError as error:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
-from context_node.raft import ConfState, EntryKind, MessageKind, Role, peek_message
+from context_node.raft import ConfState, EntryKind, MessageKind, Role, peek_message, unpack_log_record
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_store import LogStore
 from context_node.runtime.replica import Replica
@@ -121,10 +121,13 @@ class Judge:
                 self.check(
                     new.term >= old.term, "I2", f"the durable term of shard {shard} on {disk.name} went back: {old.term}, {new.term}"
                 )
-            if new.vote:
-                known = disk.votes.setdefault((new.replica_id, new.term), new.vote)
-                self.check(known == new.vote, "I2", f"{disk.name} voted twice in term {new.term} of shard {shard}: {known}, {new.vote}")
-            elif old is not None and old.replica_id == new.replica_id and old.term == new.term and old.vote:
+            # A record can be followed by one of a later term in the same COMMIT: each of them has become durable.
+            state = unpack_log_record(change[2])[0] if change[0] == "append" else None
+            for term, vote in {(new.term, new.vote), (state[0], state[1]) if state is not None else (0, 0)}:
+                if vote:
+                    known = disk.votes.setdefault((new.replica_id, term), vote)
+                    self.check(known == vote, "I2", f"{disk.name} voted twice in term {term} of shard {shard}: {known}, {vote}")
+            if not new.vote and old is not None and old.replica_id == new.replica_id and old.term == new.term and old.vote:
                 self.fail("I2", f"{disk.name} forgot its vote for {old.vote} in term {new.term} of shard {shard}")
             if change[0] == "append":
                 self._check_append(disk, shard, old, new)

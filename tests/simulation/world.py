@@ -281,15 +281,15 @@ class World:
             life.node = None
         for disk in disks:
             disk.has_power, disk.cut_at, disk.space_bytes, disk.failing_syncs = True, None, None, 0
-        self.lives_of.clear()
-        self.graveyard.clear()
-        self.lives.clear()
-        self.network.listening.clear()
-        self.loop.drop_all()
         # The coroutines of the dead end here; what they say of it is of no interest.
         heard, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
             with warnings.catch_warnings(action="ignore"):
+                self.lives_of.clear()
+                self.graveyard.clear()
+                self.lives.clear()
+                self.network.listening.clear()
+                self.loop.drop_all()
                 gc.collect()
         finally:
             sys.unraisablehook = heard

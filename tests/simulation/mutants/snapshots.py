@@ -5,7 +5,6 @@ from simulation.mutants.planted import Mutant
 NODE = "context_node.runtime.node"
 MOVING = "context_node.runtime.moving"
 SNAPSHOTS = "context_node.runtime.snapshots"
-LOG = "context_node.runtime.log_store"
 REPLICA = "context_node.runtime.replica"
 
 MUTANTS = (
@@ -86,11 +85,6 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "a new replica's state is not durable when the log names it",
-        "P6",
-        ((NODE, "            if not store.checkpoint().complete:\n", "            if False:\n"),),
-    ),
-    Mutant(
         "the files of a replica go before the log has forgotten it",
         "P6",
         (
@@ -98,17 +92,6 @@ MUTANTS = (
                 NODE,
                 "        engine.with_log(lambda log: log.remove(shard))\n        await engine.log_job(lambda log: None)\n",
                 "        engine.with_log(lambda log: log.remove(shard))\n",
-            ),
-        ),
-    ),
-    Mutant(
-        "a replica that is installed still counts the records of the one before",
-        "P6; §2 raft-engine #288",
-        (
-            (
-                LOG,
-                "ShardRow(replica_id, generation, HardState(*hard_state), index, term, newest, newest)",
-                "ShardRow(replica_id, generation, HardState(*hard_state), index, term, 0, newest)",
             ),
         ),
     ),
@@ -153,7 +136,7 @@ MUTANTS = (
                 "        present = next((member for member in sorted(leader.members.members) if node_of(member) == node), None)\n"
                 "        if present is not None:\n            return present\n",
                 "        present = next((member for member in sorted(leader.members.members) if node_of(member) == node), None)\n"
-                "        if present is not None and present not in leader.members.voters:\n"
+                "        if present is not None and present != leader.group.replica_id:\n"
                 "            await self._create_on(node, shard, present)\n            return present\n",
             ),
         ),
