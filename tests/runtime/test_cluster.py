@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -556,6 +557,66 @@ def test_a_node_that_has_left_the_others_refuses_what_it_cannot_pass_on(tmp_path
         await append(leader.service, "c", "in time")
         assert texts_of(await history(leader.service, "c")) == ["in time"]
         await cluster.stop()
+
+    run(check())
+
+
+def test_a_member_without_replicas_that_starts_again_is_the_member_that_it_was(tmp_path: Path) -> None:
+    """Also the one that began the cluster and joins nobody, and with files that were to be removed when it died: it neither begins another
+    cluster nor refuses to start."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(4)
+        first, number = cluster.nodes[0], cluster_of(cluster.nodes[0]).number
+        await append(first.service, "c", "kept")
+        files = {path: path.read_bytes() for path in (tmp_path / "n0" / "state").glob("*.db")}
+        admin = cluster.nodes[1].node.admin
+        assert admin is not None
+        for shard in (await admin.look()).shards:
+            if shard.leader == number:
+                await until(lambda shard=shard: step(admin.transfer_leader(shard.shard, number + 1)))
+            mine = next(one.replica_id for one in shard.replicas if one.node == number)
+            await until(lambda shard=shard, mine=mine: step(admin.change_members(shard.shard, (), (mine,))))
+
+        async def holds_nothing() -> bool:
+            return not first.replicas
+
+        await until(holds_nothing)
+        cluster_id = cluster_of(first).transport.identity.cluster_id
+        await first.kill()
+        for path, content in files.items():
+            path.write_bytes(content)
+        await cluster.restart(first)
+        assert cluster_of(first).number == number
+        assert cluster_of(first).transport.identity.cluster_id == cluster_id
+        assert not first.replicas
+        assert texts_of(await history(first.service, "c")) == ["kept"]
+        await first.kill()
+        with pytest.raises(StorageFailed, match="belongs to a cluster"):
+            await life(tmp_path / "n0", name="n0").start()
+        await cluster.stop()
+
+    run(check())
+
+
+async def step(work: Awaitable[None]) -> bool:
+    await work
+    return True
+
+
+def test_a_member_does_not_join_another_cluster(tmp_path: Path) -> None:
+    async def check() -> None:
+        one, other = await TestCluster(tmp_path / "one").start(1), await TestCluster(tmp_path / "other").start(1)
+        member = await one.add("member")
+        await member.kill()
+        join = (f"127.0.0.1:{other.ports[0]}",)
+        assert member.options.cluster is not None
+        member.options = replace(member.options, cluster=replace(member.options.cluster, join=join))
+        # It knows the members of its own cluster as well; they do not answer.
+        await one.nodes[0].stop()
+        with pytest.raises(StorageFailed, match="belongs to cluster"):
+            await member.start()
+        await other.stop()
 
     run(check())
 

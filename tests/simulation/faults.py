@@ -1,25 +1,20 @@
 """What goes wrong in a simulation, and how it is put right again.
 
-Knows lives, disks and the network, and the administrator's steps on nodes. Does not know clients or rules. Invariants: a disk is lost only
+Knows lives, disks and the network. Does not know clients or rules. Invariants: a disk is lost only
 while every other node is there and whole, and its replicas are replaced before the next one is lost; `heal` ends every fault.
 """
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-from context_node.contexts.refusals import Refusal
 from context_node.runtime.databases import StorageError
 from context_node.runtime.replica import Replica
-from context_node.runtime.shards import SYSTEM_SHARD
 from context_node.runtime.upkeep import Upkeep
+from simulation.administrator import FACTOR, Administrator
 from simulation.judge import Judge
 from simulation.network import Weather
-from simulation.world import DiskPace, Life, World, settle
-
-FACTOR = 3
-STEP_S = 8.0
+from simulation.world import DiskPace, Life, World
 
 
 class Faults:
@@ -30,8 +25,7 @@ class Faults:
         self.judge = judge
         self.is_over = False
         self._random = random.Random(world.loop.random.getrandbits(64))
-        self._lost: set[int] = set()
-        """Numbers of nodes whose disks are gone and whose replicas are still members."""
+        self.administrator = Administrator(world, judge)
         self._stores = 0
         chosen = self._random
         kinds: dict[str, tuple[float, Callable[[], Awaitable[None]]]] = {
@@ -51,9 +45,9 @@ class Faults:
             "full disk": (0.7, self._full_disk),
             "slow disk": (1, self._slow_disk),
             "clock jump": (0.5, self._clock_jump),
-            "transfer": (2, self._transfer),
-            "move": (4, self._move),
-            "repeat a step": (1, self._repeat),
+            "transfer": (2, self.administrator.transfer),
+            "move": (4, self.administrator.move),
+            "repeat a step": (1, self.administrator.repeat),
             "checkpoint": (3, self._checkpoint),
             "lose a disk": (2, self._lose_disk),
         }
@@ -83,7 +77,7 @@ class Faults:
             for life in self.world.lives:
                 if not life.is_alive:
                     life.start()
-            await self._replace()
+            await self.administrator.replace()
 
     def heal(self) -> None:
         """From here on nothing goes wrong."""
@@ -97,6 +91,10 @@ class Faults:
             life.disk_pace.set(DiskPace(slow_share=0.0))
             if life.process is not None and life.process.is_paused:
                 life.process.go_on()
+
+    @property
+    def is_mending(self) -> bool:
+        return bool(self.administrator.lost)
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
         end = self.world.loop.time() + seconds
@@ -206,11 +204,11 @@ class Faults:
 
     async def _lose_disk(self) -> None:
         lives = self.world.lives
-        if self._lost or not all(life.is_serving for life in lives) or len(lives) < 3 or not self._is_whole():
+        if self.administrator.lost or not all(life.is_serving for life in lives) or len(lives) < 3 or not self._is_whole():
             return
         life = self._random.choice([life for life in lives if life.node is not None and life.node.cluster is not None])
         assert life.node is not None and life.node.cluster is not None
-        self._lost.add(life.node.cluster.number)
+        self.administrator.lost.add(life.node.cluster.number)
         self.judge.removed.update(replica.group.replica_id for replica in life.replicas)
         life.lose_power()
         self._stores += 1
@@ -283,121 +281,6 @@ class Faults:
         )
         await asyncio.sleep(chosen.random() * 3)
         network.weather = Weather()
-
-    # --- administrators -----------------------------------------------------------------------------------------------
-
-    async def _step(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
-        """A step on any node; None if it was refused or not answered."""
-        serving = [life for life in self.world.lives if life.is_serving and life.node is not None and life.node.admin is not None]
-        if not serving:
-            return None
-        life = self._random.choice(serving)
-        assert life.node is not None
-        admin, loop = life.node.admin, self.world.loop
-        answer: asyncio.Future[Any] = loop.create_future()
-
-        async def handle() -> None:
-            result: Any = None
-            try:
-                result = await work(admin)
-            except Refusal as refusal:
-                self.judge.mark(f"a step was refused: {refusal.code}")
-            loop.call_soon(settle, answer, result, None, context=self.world.outside)
-
-        life.run(handle())
-        try:
-            async with asyncio.timeout(STEP_S):
-                return await answer
-        except TimeoutError:
-            return None
-
-    async def look(self) -> Any:
-        return await self._step(lambda admin: admin.look())
-
-    async def _learn(self, shard: int, node: int) -> None:
-        await self._step(lambda admin: admin.add_learner(shard, node))
-
-    async def _change(self, shard: int, promote: tuple[int, ...], remove: tuple[int, ...]) -> None:
-        await self._step(lambda admin: admin.change_members(shard, promote, remove))
-
-    async def _transfer(self) -> None:
-        view = await self.look()
-        if view is None:
-            return
-        shard = self._random.choice(view.shards)
-        voters = [one.node for one in shard.replicas if one.is_voter]
-        if voters:
-            node = self._random.choice(voters)
-            await self._step(lambda admin: admin.transfer_leader(shard.shard, node))
-
-    async def _move(self) -> None:
-        """One replica to a node that has none of the shard."""
-        view = await self.look()
-        if view is None or self._lost:
-            return
-        shard = self._random.choice(view.shards)
-        there = {one.node for one in shard.replicas}
-        free = [node.number for node in view.nodes if node.is_alive and node.number not in there]
-        leaving = [one for one in shard.replicas if one.is_voter and one.node != shard.leader]
-        if free and leaving:
-            await self._exchange(shard.shard, self._random.choice(free), self._random.choice(leaving).replica_id)
-
-    async def _repeat(self) -> None:
-        """A step whose aim is met already changes nothing."""
-        view = await self.look()
-        if view is None:
-            return
-        shard = self._random.choice(view.shards)
-        if shard.replicas:
-            one = self._random.choice(shard.replicas)
-            await self._learn(shard.shard, one.node)
-            if one.is_voter:
-                await self._change(shard.shard, (one.replica_id,), ())
-
-    async def _exchange(self, shard: int, node: int, leaving: int) -> None:
-        await self._learn(shard, node)
-        for _ in range(10):
-            view = await self.look()
-            found = None if view is None else next((each for each in view.shards if each.shard == shard), None)
-            learner = None if found is None else next((one for one in found.replicas if one.node == node and not one.is_voter), None)
-            if learner is not None and learner.is_caught_up:
-                await self._change(shard, (learner.replica_id,), (leaving,))
-                self.judge.mark("a replica was moved")
-                return
-            await asyncio.sleep(0.1)
-
-    async def _replace(self) -> None:
-        """Bring every shard back to its voters: new replicas for those that are lost, and an end to what was half done."""
-        view = await self.look()
-        if view is None:
-            return
-        alive = [node.number for node in view.nodes if node.is_alive and node.number not in self._lost]
-        for shard in view.shards:
-            if shard.leader is None or shard.is_joint:
-                continue
-            gone = [one for one in shard.replicas if one.node in self._lost]
-            voters = [one for one in shard.replicas if one.is_voter and one not in gone]
-            learners = [one for one in shard.replicas if not one.is_voter and one not in gone]
-            promote = tuple(one.replica_id for one in learners if one.is_caught_up)[: max(0, FACTOR - len(voters))]
-            surplus = [one.replica_id for one in learners if len(voters) >= FACTOR]
-            there = {one.node for one in shard.replicas}
-            free = [number for number in alive if number not in there]
-            if promote or (gone and len(voters) >= FACTOR) or surplus:
-                remove = tuple(one.replica_id for one in gone) if len(voters) + len(promote) >= FACTOR else ()
-                await self._change(shard.shard, promote, (*remove, *surplus))
-            elif len(voters) + len(learners) < FACTOR and free:
-                await self._learn(shard.shard, self._random.choice(free))
-        members = {one.node for shard in view.shards for one in shard.replicas}
-        is_seen = len(view.shards) == 1 + sum(shard.shard != SYSTEM_SHARD for shard in view.shards) and all(
-            shard.leader is not None for shard in view.shards
-        )
-        if is_seen and self._lost and not self._lost & members:
-            self.judge.mark("a lost disk's replicas were all replaced")
-            self._lost.clear()
-
-    @property
-    def is_mending(self) -> bool:
-        return bool(self._lost)
 
 
 async def _checkpoint(upkeep: Upkeep, replica: Replica, keeps_for_others: bool, after_s: float = 0.0) -> None:

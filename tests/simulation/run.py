@@ -7,6 +7,7 @@ cluster comes back by itself: a leader for every shard, equal replicas, every ac
 
 import asyncio
 import gc
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from context_node.raft import Role
 from context_node.runtime.moving import BLANK_KEPT_S
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import SYSTEM_SHARD, node_of
+from simulation.administrator import FACTOR, Administrator
 from simulation.clients import Clients
-from simulation.faults import FACTOR, Faults
+from simulation.faults import Faults
 from simulation.judge import Judge, Violated
 from simulation.loop import BEGIN_S, SimulatedLoop, run_simulated
 from simulation.world import ELECTION_TICKS, SHARDS, TICK_S, Life, World
@@ -49,6 +51,7 @@ def simulate(seed: int, events: int = EVENTS, tell: Callable[[str], None] | None
     seen = Seen(seed)
     world = World(loop, judge)
     gc.disable()
+    heard, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
         with judge.watching():
             clients = run_simulated(loop, _run(world, judge, events))
@@ -61,9 +64,16 @@ def simulate(seed: int, events: int = EVENTS, tell: Callable[[str], None] | None
         raise
     finally:
         world.close()
+        sys.unraisablehook = heard
         gc.enable()
     seen.events, seen.trace, seen.marks, seen.simulated_s = loop.events, loop.trace, judge.marks, loop.time() - BEGIN_S
     return seen
+
+
+def _unraisable(what: "sys.UnraisableHookArgs") -> None:
+    """A connection of a dead process that is let go finds no power; anything else is told as ever."""
+    if "no power" not in str(what.exc_value):
+        sys.__unraisablehook__(what)
 
 
 async def _run(world: World, judge: Judge, events: int) -> Clients:
@@ -108,12 +118,12 @@ async def _form(world: World, count: int) -> None:
         world.lives.append(life)
         life.start()
         await _ready(world, life)
-    faults = Faults(world, world.judge)
+    administrator = Administrator(world, world.judge)
     for _ in range(300):
-        view = await faults.look()
+        view = await administrator.look()
         if view is not None and all(sum(one.is_voter for one in shard.replicas) >= FACTOR for shard in view.shards):
             return
-        await faults._replace()
+        await administrator.replace()
         await asyncio.sleep(0.02)
     world.judge.fail("LIVENESS", "the cluster was not formed")
 

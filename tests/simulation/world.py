@@ -35,7 +35,13 @@ TICK_S = 0.05
 ELECTION_TICKS = 10
 PORT = 1
 UPKEEP = UpkeepLimits(
-    flush_age_s=0.3, flush_bytes=8_000, log_bytes_per_shard_max=30_000, log_bytes_max=400_000, scrub_after_s=3.0, interval_s=0.2
+    flush_age_s=0.3,
+    flush_bytes=8_000,
+    log_bytes_per_shard_max=30_000,
+    log_bytes_max=400_000,
+    hot_bytes_max=30_000,
+    scrub_after_s=3.0,
+    interval_s=0.2,
 )
 START_MS = 1_700_000_000_000
 

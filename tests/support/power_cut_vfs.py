@@ -136,8 +136,13 @@ class PowerCutDisk(DiskAccess):
         self.durable_names = dict(self.names)
 
     def sync_file(self, path: str) -> None:
-        """As `xSync`."""
-        self.sync(path, self.names[path])
+        """As `xSync`, but for the error of a disk that fails."""
+        try:
+            self.sync(path, self.names[path])
+        except apsw.IOError as error:
+            if not self.has_power:
+                raise
+            raise OSError(errno.EIO, "the disk failed a sync", path) from error
 
     def lock(self, path: str) -> Callable[[], None]:
         """A disk in memory has one user."""

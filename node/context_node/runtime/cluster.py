@@ -160,10 +160,15 @@ class Cluster:
             await transport.close()
 
     async def be_taken_in(self) -> Welcome:
-        """Ask the nodes of `join` in turn, until one answers. The same store gets the same number each time."""
+        """Ask the nodes of `join`, and the members that were known last, in turn, until one answers. The same store gets the same number
+        each time. Raises RuntimeError if there is nobody to ask."""
         complaint = ""
+        known = [node.peer for node in self._told_nodes if node.store != self.transport.identity.store]
+        peers = list(dict.fromkeys((*self.options.join, *known)))
+        if not peers:
+            raise RuntimeError("This node holds no replicas and knows no other node of its cluster; start it with --join HOST:PORT.")
         while True:
-            for peer in self.options.join:
+            for peer in peers:
                 try:
                     host, port = address(peer)
                     data = await self.transport.request_address(host, port, calls.encode_question("join", (self._me(),)), 10.0)

@@ -56,6 +56,8 @@ FIRST_INDEX = 1
 FIRST_NODE = 1
 """The number of the node that begins a cluster, also of one that never gets company."""
 
+BELONGS = "this data directory belongs to a cluster; start it with the cluster's secret, as `contextstore serve --help` tells"
+
 PROBE_BYTES = 8 << 20
 """So much must fit on the disk again before a node that ran out of space starts over."""
 
@@ -145,10 +147,13 @@ class Node:
         self.log = log
         try:
             recovered = log.recover()
-            if not recovered:
+            if not recovered and log.shards is None:
                 self._check_nothing_is_there()
                 if self.cluster is None or not self.cluster.options.join:
                     recovered = self._bootstrap(log)
+            elif not recovered and self.cluster is None:
+                # A member whose replicas were all moved away is a member still.
+                raise StorageFailed(self.options.data_dir, "start", BELONGS)
             self._check_shards(log, recovered)
             self._remove_leftovers(recovered)
             if self.cluster is not None:
@@ -163,15 +168,16 @@ class Node:
                     store.close()
                     raise
         except BaseException:
+            # A start that fails leaves nobody listening and no file open.
             self._close_stores()
+            await self._leave()
             raise
         replicas = engine.replicas
         self.upkeep = Upkeep(engine, self.options.upkeep, self._upkeep_worker, self._loop, self._state_failed)
         await self._caught_up(engine, replicas)
         if self.cluster is None and any(not replica.is_only_voter for replica in replicas.values()):
             self._close_stores()
-            what = "this data directory belongs to a cluster; start it with the cluster's secret, as `contextstore serve --help` tells"
-            raise StorageFailed(self.options.data_dir, "start", what)
+            raise StorageFailed(self.options.data_dir, "start", BELONGS)
         self.shards.open(replicas)
         # The last life may have ended between a purge and its scrub; one scrub too many costs little.
         self.upkeep.note_purge()
@@ -211,6 +217,11 @@ class Node:
             welcome = await cluster.be_taken_in()
             if welcome.shards != self.options.shards:
                 what = f"the cluster has {welcome.shards} shards, not {self.options.shards}; start this node with --shards {welcome.shards}"
+                raise StorageFailed(self.options.data_dir, "join", what)
+            if log.shards is not None and log.identity.cluster_id != welcome.cluster_id:
+                what = (
+                    f"it belongs to cluster {log.identity.cluster_id}, the nodes of --join to {welcome.cluster_id}; give another directory"
+                )
                 raise StorageFailed(self.options.data_dir, "join", what)
             if (log.identity.cluster_id, log.shards) != (welcome.cluster_id, welcome.shards):
                 log.adopt_cluster(welcome.cluster_id, welcome.shards)

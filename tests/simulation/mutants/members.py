@@ -4,7 +4,6 @@ from simulation.mutants.planted import Mutant
 
 REPLICA = "context_node.runtime.replica"
 ENGINE = "context_node.runtime.engine"
-MOVING = "context_node.runtime.moving"
 NODE = "context_node.runtime.node"
 CLUSTER = "context_node.runtime.cluster"
 
@@ -28,17 +27,6 @@ MUTANTS = (
                 REPLICA,
                 "                self._take_members(self.group.apply_conf_change(index))\n",
                 "                self.group.apply_conf_change(index)\n",
-            ),
-        ),
-    ),
-    Mutant(
-        "a replica is replaced in two single steps without waiting",
-        "§2 raft-dev 2015; table row 18",
-        (
-            (
-                MOVING,
-                "            index, _term = leader.group.propose_conf_change(changes)\n",
-                "            for change in changes:\n                index, _term = leader.group.propose_conf_change([change])\n",
             ),
         ),
     ),

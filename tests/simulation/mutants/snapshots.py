@@ -117,28 +117,4 @@ MUTANTS = (
             ),
         ),
     ),
-    Mutant(
-        "a replica that is present is replaced by a blank one when asked",
-        "I2, I13",
-        (
-            (
-                MOVING,
-                "            if present.applied_index:\n",
-                "            if False:\n",
-            ),
-            (
-                MOVING,
-                "            if present.group.replica_id == replica_id:\n                return\n",
-                "",
-            ),
-            (
-                MOVING,
-                "        present = next((member for member in sorted(leader.members.members) if node_of(member) == node), None)\n"
-                "        if present is not None:\n            return present\n",
-                "        present = next((member for member in sorted(leader.members.members) if node_of(member) == node), None)\n"
-                "        if present is not None and present != leader.group.replica_id:\n"
-                "            await self._create_on(node, shard, present)\n            return present\n",
-            ),
-        ),
-    ),
 )
