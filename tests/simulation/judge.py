@@ -27,6 +27,7 @@ class Violated(AssertionError):
     def __init__(self, rule: str, sentence: str) -> None:
         super().__init__(f"{rule}: {sentence}")
         self.rule = rule
+        self.sentence = sentence
 
 
 class Judge:
@@ -320,6 +321,8 @@ class Judge:
         wrap(Replica, "_take_members", self._on_members)
         wrap(Replica, "note_role", self._on_role)
         wrap(Engine, "_drain", self._on_drain)
+        wrap(Engine, "rest", self._on_rest)
+        wrap(Engine, "wake_led_by", self._on_wake)
         try:
             yield
         finally:
@@ -379,6 +382,17 @@ class Judge:
     def _on_role(self, original: Any, replica: Replica, role: int) -> None:
         self.mark("a leader with writes under way stepped down", role != Role.LEADER and replica.in_flight > 0)
         original(replica, role)
+
+    def _on_rest(self, original: Any, engine: Engine, rests: Sequence[Any]) -> Any:
+        awake = original(engine, rests)
+        self.mark("a member did not agree to rest", bool(awake))
+        self.mark("a group went to rest", len(awake) < len(rests))
+        return awake
+
+    def _on_wake(self, original: Any, engine: Engine, node: int) -> None:
+        resting = sum(replica.is_resting for replica in engine.replicas.values())
+        original(engine, node)
+        self.mark("a resting group lost its leader's node", resting > sum(replica.is_resting for replica in engine.replicas.values()))
 
     def _on_drain(self, original: Any, engine: Engine, replica: Replica, persisted: int | None = None) -> None:
         members = replica.conf_state

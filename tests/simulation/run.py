@@ -8,6 +8,7 @@ cluster comes back by itself: a leader for every shard, equal replicas, every ac
 import asyncio
 import gc
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,40 +46,50 @@ class Seen:
 
 def simulate(seed: int, events: int = EVENTS, tell: Callable[[str], None] | None = None) -> Seen:
     """Run one seed. What a rule found is in `violation`; anything else that goes wrong is raised. `tell` hears the story."""
+    gc.disable()
+    heard, sys.unraisablehook = sys.unraisablehook, _unraisable
+    try:
+        return _simulate(seed, events, tell)
+    finally:
+        # What is left of dead processes ends here, where nobody listens.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+        sys.unraisablehook = heard
+        gc.enable()
+
+
+def _simulate(seed: int, events: int, tell: Callable[[str], None] | None) -> Seen:
     loop = SimulatedLoop(seed)
     judge = Judge(loop)
     judge.tell = tell
     seen = Seen(seed)
     world = World(loop, judge)
-    gc.disable()
-    heard, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
         with judge.watching():
             clients = run_simulated(loop, _run(world, judge, events))
         seen.operations, seen.acknowledged = clients.asked, clients.acknowledged
     except Violated as violation:
         violation.add_note(f"seed {seed}")
-        seen.violation = violation
+        seen.violation = Violated(violation.rule, violation.sentence)
     except BaseException as error:
         error.add_note(f"seed {seed}, event {loop.events}")
         raise
     finally:
         world.close()
-        sys.unraisablehook = heard
-        gc.enable()
     seen.events, seen.trace, seen.marks, seen.simulated_s = loop.events, loop.trace, judge.marks, loop.time() - BEGIN_S
     return seen
 
 
 def _unraisable(what: "sys.UnraisableHookArgs") -> None:
-    """A connection of a dead process that is let go finds no power; anything else is told as ever."""
-    if "no power" not in str(what.exc_value):
+    """What connections and coroutines of dead processes say when they are let go is of no interest; anything else is told as ever."""
+    if "no power" not in str(what.exc_value) and "no running event loop" not in str(what.exc_value):
         sys.__unraisablehook__(what)
 
 
 async def _run(world: World, judge: Judge, events: int) -> Clients:
     loop = world.loop
-    await _form(world, loop.random.choice((3, 3, 4, 5)))
+    await form(world, loop.random.choice((3, 3, 4, 5)))
     clients, faults = Clients(world, judge), Faults(world, judge)
     # Nobody gathers these while the run goes on: what they raise must be heard at once.
     playing = [
@@ -91,16 +102,16 @@ async def _run(world: World, judge: Judge, events: int) -> Clients:
     await loop.passed(events * 4 // 5)
     faults.heal()
     await playing[1]
-    await world.until(lambda: _are_all_led(world), HEAL_S, "LIVENESS", lambda: _picture(world))
+    await world.until(lambda: _are_all_led(world), HEAL_S, "LIVENESS", lambda: picture(world))
     before = clients.acknowledged
-    await world.until(lambda: clients.acknowledged > before + 20, HEAL_S, "LIVENESS", lambda: f"no writes: {_picture(world)}")
+    await world.until(lambda: clients.acknowledged > before + 20, HEAL_S, "LIVENESS", lambda: f"no writes: {picture(world)}")
     clients.is_over = True
     await playing[0]
-    await world.until(lambda: _is_whole(world, judge, faults), HEAL_S + BLANK_KEPT_S, "LIVENESS", lambda: _picture(world))
+    await world.until(lambda: is_whole(world, judge, faults), HEAL_S + BLANK_KEPT_S, "LIVENESS", lambda: picture(world))
     playing[2].cancel()
     clients.check_silence()
     await clients.judge_all()
-    await world.until(lambda: _is_whole(world, judge, faults), HEAL_S, "LIVENESS", lambda: _picture(world))
+    await world.until(lambda: is_whole(world, judge, faults), HEAL_S, "LIVENESS", lambda: picture(world))
     _compare_replicas(world, judge)
     return clients
 
@@ -110,7 +121,7 @@ def _heard(loop: SimulatedLoop, task: "asyncio.Task[Any]") -> None:
         loop.call_exception_handler({"message": f"{task.get_name()} failed", "exception": error})
 
 
-async def _form(world: World, count: int) -> None:
+async def form(world: World, count: int) -> None:
     """Begin a cluster, and make the first nodes voters of every shard."""
     for place in range(count):
         life = Life(world, place)
@@ -137,7 +148,7 @@ def _are_all_led(world: World) -> bool:
     return all(life.is_serving for life in world.lives) and len(led) == SHARDS + 1
 
 
-def _is_whole(world: World, judge: Judge, faults: Faults) -> bool:
+def is_whole(world: World, judge: Judge, faults: Faults) -> bool:
     """Whether every shard has one leader, enough voters and no half-done change, and all its members have applied the same."""
     if faults.is_mending or not all(life.is_serving for life in world.lives):
         return False
@@ -160,7 +171,7 @@ def _is_whole(world: World, judge: Judge, faults: Faults) -> bool:
     return True
 
 
-def _picture(world: World) -> str:
+def picture(world: World) -> str:
     return "\n".join(
         f"{life.name} {'serves' if life.is_serving else 'is away'}" + "".join(f"\n  {_of_replica(replica)}" for replica in life.replicas)
         for life in world.lives

@@ -7,8 +7,6 @@ disk; after a death the next life finds what that kind of death leaves on a disk
 import asyncio
 import gc
 import random
-import sys
-import warnings
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -252,7 +250,7 @@ class World:
 
     def _sent(self, source: SimulatedTransport, _node: int, payload: bytes) -> None:
         if payload[:1] == RAFT:
-            self.judge.sent(source, _decode_raft(payload[1:]))
+            self.judge.sent(source, decode_raft(payload[1:]))
 
     def _after(self, process: Process | None) -> None:
         """After every event: the power may have gone in the middle of it, and the judge may have seen something."""
@@ -287,18 +285,12 @@ class World:
             life.node = None
         for disk in disks:
             disk.has_power, disk.cut_at, disk.space_bytes, disk.failing_syncs = True, None, None, 0
-        # The coroutines of the dead end here; what they say of it is of no interest.
-        heard, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                self.lives_of.clear()
-                self.graveyard.clear()
-                self.lives.clear()
-                self.network.listening.clear()
-                self.loop.drop_all()
-                gc.collect()
-        finally:
-            sys.unraisablehook = heard
+        self.lives_of.clear()
+        self.graveyard.clear()
+        self.lives.clear()
+        self.network.listening.clear()
+        self.loop.drop_all()
+        gc.collect()
         for disk in disks:
             disk.close()
 
@@ -317,7 +309,8 @@ class Unexpected(Exception):
     """Something was raised that nobody caught: a defect, but not one that a rule found."""
 
 
-def _decode_raft(payload: bytes) -> list[tuple[int, bytes]]:
+def decode_raft(payload: bytes) -> list[tuple[int, bytes]]:
+    """The Raft messages of a frame, each with its shard."""
     return _messages.decode(payload)
 
 

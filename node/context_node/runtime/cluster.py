@@ -20,6 +20,7 @@ from context_node.contexts.replies import NodeNumber
 from context_node.raft import MessageKind, peek_message
 from context_node.runtime import calls
 from context_node.runtime.calls import Follower, Member, NodeStatus, NotHere, ReplicaStatus, Welcome
+from context_node.runtime.quiescence import Rest, Watch
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import SYSTEM_SHARD, accepted, node_of
 from context_node.runtime.transport import PeerIdentity, PeerLost, PeerRefused, PeerUnavailable, Transport
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("contextstore.cluster")
 
-RAFT, REPORT = b"R", b"L"
-"""The first byte of a one-way message: Raft messages by shard, or a report of what a node leads."""
+RAFT, REPORT, REST, AWAKE, BEAT = b"R", b"L", b"Q", b"W", b"B"
+"""The first byte of a one-way message: Raft messages by shard, a report of what a node leads, groups that go to rest, shards whose replica
+at the sender does not agree, or nothing but a sign of life."""
 
 BULK_BYTES = 16 * 1024
 
@@ -39,7 +41,8 @@ BULK_BYTES = 16 * 1024
 class ClusterOptions:
     """`host` and `port` are listened on for peers; `advertise` is what others dial (`host:port`, empty: the same). `secret` (at least 16
     bytes) is the cluster's. `join`: nodes to ask to be taken in; without any, an empty data directory begins a cluster of its own.
-    An election starts after `election_ticks` to twice as many ticks of `tick_s` without a leader."""
+    An election starts after `election_ticks` to twice as many ticks of `tick_s` without a leader. A group that is idle for `idle_ticks`
+    goes to rest; 0: none does."""
 
     host: str
     port: int
@@ -51,6 +54,7 @@ class ClusterOptions:
     tick_s: float = 0.1
     election_ticks: int = 10
     heartbeat_ticks: int = 2
+    idle_ticks: int = 20
     report_s: float = 0.5
     call_timeout_s: float = 30.0
     leader_wait_s: float = 3.0
@@ -73,6 +77,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
 
 _raft_messages = msgspec.msgpack.Decoder(list[tuple[int, bytes]])
 _reports = msgspec.msgpack.Decoder(Report)
+_rests = msgspec.msgpack.Decoder(tuple[Rest, ...])
+_shards = msgspec.msgpack.Decoder(tuple[int, ...])
 _node_lists = msgspec.msgpack.Decoder(tuple[NodeRecord, ...])
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -112,6 +118,7 @@ class Cluster:
         self._random_bytes = random_bytes
         self._now_ms = now_ms
         self._make_transport = make_transport
+        self._watch = Watch(options.election_ticks)
         self._advertised = ""
         self._told_nodes: tuple[NodeRecord, ...] = ()
         self._reported: dict[int, tuple[int, int]] = {}
@@ -196,13 +203,22 @@ class Cluster:
     async def run_ticks(self) -> None:
         """Give every group its time, at a steady pace; late ticks are not made up for, or a pause would start elections."""
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        due, ticks = loop.time(), 0
         while True:
             due = max(due + self.options.tick_s, loop.time())
             await asyncio.sleep(due - loop.time())
+            ticks += 1
             engine = self._node.engine
-            if engine is not None and not engine.is_failed:
-                engine.tick()
+            if engine is None or engine.is_failed:
+                continue
+            for node, rests in engine.tick(self.options.idle_ticks).items():
+                self.transport.send(node, REST + _encode(tuple(rests)))
+            if ticks % self.options.heartbeat_ticks == 0:
+                for member in self.members():
+                    if member.number != self.number:
+                        self.transport.send(member.number, BEAT)
+            for node in self._watch.tick():
+                engine.wake_led_by(node)
 
     async def run_reports(self) -> None:
         """Tell the others what is led here, and keep connected to whoever is a member."""
@@ -323,6 +339,7 @@ class Cluster:
     def _lost(self, node: int) -> None:
         if self._node.engine is not None:
             self._node.engine.lost(node)
+            self._node.engine.wake_led_by(node)
 
     def _on_message(self, peer: PeerIdentity, payload: bytes) -> None:
         # A connection that is being closed may still bring what was on its way.
@@ -330,8 +347,14 @@ class Cluster:
             return
         kind, body = payload[:1], payload[1:]
         engine = self._node.engine
+        self._watch.heard(peer.node)
         if kind == RAFT and engine is not None:
             engine.receive(peer.node, _raft_messages.decode(body))
+        elif kind == REST and engine is not None:
+            if awake := engine.rest(_rests.decode(body)):
+                self.transport.send(peer.node, AWAKE + _encode(tuple(awake)))
+        elif kind == AWAKE and engine is not None:
+            engine.wake(_shards.decode(body))
         elif kind == REPORT:
             for led in _reports.decode(body).led:
                 known = self._reported.get(led.shard, (0, 0))
@@ -349,6 +372,7 @@ class Cluster:
 
     def _on_peer(self, node: int, is_connected: bool) -> None:
         if not is_connected:
+            self._watch.lost(node)
             self._lost(node)
 
     # --- calls -------------------------------------------------------------------------------------------------------

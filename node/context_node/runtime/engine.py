@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from context_node.raft import BadMessage, Ready, peek_message
+from context_node.raft import BadMessage, MessageKind, Ready, peek_message
 from context_node.runtime.databases import DiskFull, StorageError
 from context_node.runtime.log_store import LogStore
+from context_node.runtime.quiescence import Rest, agrees, led_by, rest_of
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import node_of
 from context_node.runtime.worker import Worker
@@ -99,6 +100,7 @@ class Engine:
 
     def queue(self, replica: Replica) -> None:
         """This replica's group has something to do; it is drained at the end of this turn of the event loop."""
+        replica.is_resting = False
         if not replica.is_queued:
             replica.is_queued = True
             self._queue.append(replica)
@@ -115,11 +117,55 @@ class Engine:
         self._post()
         self._commit()
 
-    def tick(self) -> None:
-        """One step of time for every group that has peers; alone there is nobody to wait for."""
+    def tick(self, idle_ticks: int = 0) -> dict[int, list[Rest]]:
+        """One step of time for every group that has peers and does not rest; alone there is nobody to wait for. Groups that are led here
+        and idle for `idle_ticks` (0: never) go to rest: what to tell their members, by node."""
+        rests: dict[int, list[Rest]] = {}
         for replica in list(self.replicas.values()):
-            if replica.has_peers:
+            if not replica.has_peers or replica.is_resting:
+                continue
+            if not idle_ticks or replica.idle_ticks < idle_ticks or not self._goes_to_rest(replica, rests):
                 replica.tick()
+        return rests
+
+    def _goes_to_rest(self, replica: Replica, rests: dict[int, list[Rest]]) -> bool:
+        # Looked at again after as long a while: a look costs more than a tick.
+        replica.idle_ticks = 0
+        try:
+            rest = rest_of(replica)
+        except Exception as error:
+            self._stopped(replica, error)
+            return False
+        if rest is None:
+            return False
+        replica.is_resting = True
+        for member in replica.members.members:
+            if member != rest.leader:
+                rests.setdefault(node_of(member), []).append(rest)
+        return True
+
+    def rest(self, rests: Iterable[Rest]) -> list[int]:
+        """Leaders say that their groups rest. Returns the shards whose replica here has it otherwise and stays awake."""
+        awake = []
+        for rest in rests:
+            replica = self.replicas.get(rest.shard)
+            if replica is not None and replica.failure is None and not replica.is_installing and agrees(replica, rest):
+                replica.is_resting = True
+            else:
+                awake.append(rest.shard)
+        return awake
+
+    def wake(self, shards: Iterable[int]) -> None:
+        """These groups are to have time again."""
+        for shard in shards:
+            replica = self.replicas.get(shard)
+            if replica is not None and replica.is_resting:
+                replica.is_resting = False
+                replica.idle_ticks = 0
+
+    def wake_led_by(self, node: int) -> None:
+        """That node is not heard any more: the groups that it led need another leader."""
+        self.wake([replica.shard for replica in led_by(self.replicas.values(), node)])
 
     def receive(self, node: int, messages: Iterable[tuple[int, bytes]]) -> None:
         """Raft messages of an authenticated node, each with its shard. Dropped is what is for a replica that is not here, or speaks for one
@@ -129,7 +175,9 @@ class Engine:
             if replica is None or replica.failure is not None or replica.is_installing:
                 continue
             try:
-                _kind, sender, to, _term = peek_message(message)
+                kind, sender, to, _term = peek_message(message)
+                if replica.is_resting and kind == MessageKind.HEARTBEAT_RESPONSE:
+                    continue  # a late one, of the time before the rest
                 if node_of(sender) == node and to == replica.group.replica_id and replica.group.step(message):
                     self.queue(replica)
             except BadMessage as error:
@@ -173,6 +221,8 @@ class Engine:
             while (ready := group.ready()) is not None:
                 if replica.has_peers and not self._talk(replica, ready):
                     return
+                if ready.log_record or ready.committed or ready.read_states:
+                    replica.idle_ticks = 0
                 if ready.log_record:
                     self._gathered.append((replica.shard, ready.log_record))
                     self._promises.append((replica, ready.number))

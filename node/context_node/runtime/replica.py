@@ -110,6 +110,10 @@ class Replica:
         self.newest_record = 0
         """The number of the newest Ready that had something to keep."""
         self.is_installing = False
+        self.is_resting = False
+        """Whether nobody gives the group time, since it has nothing to do (`runtime/quiescence.py`)."""
+        self.idle_ticks = 0
+        """Ticks since the group last had something to keep, to apply or to answer."""
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -196,6 +200,7 @@ class Replica:
     def tick(self) -> None:
         """One step of time: for Raft, and for reads whose question or answer was lost."""
         self._ticks += 1
+        self.idle_ticks += 1
         if self.failure is not None or self.is_installing:
             return
         if self._reads or self._readers or self._ahead:
@@ -322,6 +327,13 @@ class Replica:
                 keep_from = min(keep_from, max(member.match_index, member.pending_snapshot))
         index = self.durable_index if status.log_bytes > log_bytes_max else keep_from
         return max(index, status.first_index - 1)
+
+    @property
+    def is_at_peace(self) -> bool:
+        """Whether nobody waits for anything here."""
+        return not (
+            self._pending or self._readers or self._reads or self._ahead or self._announced or self.held_messages or self.is_queued
+        ) and not (self.is_installing or self.failure is not None)
 
     @property
     def in_flight(self) -> int:
