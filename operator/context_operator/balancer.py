@@ -15,11 +15,14 @@ from context_operator.view import ClusterView, cluster_info, view_of
 
 logger = logging.getLogger("contextstore.balancer")
 
-LOOK_EVERY_S = 0.5
-IDLE_EVERY_S = 2.0
-"""Where the last look showed nothing to do."""
+BUSY_EVERY_S = 0.1
+"""After steps were taken: others may be possible now."""
 
-MOVES_MAX = 4
+LOOK_EVERY_S = 0.5
+IDLE_EVERY_S = 4.0
+"""Where the last look showed nothing to do. A look asks every node for all its replicas."""
+
+MOVES_MAX = 8
 
 
 class Admin(Protocol):
@@ -36,10 +39,10 @@ class Admin(Protocol):
 async def run(admin: Admin, moves_max: int = MOVES_MAX) -> None:
     """Keep the cluster as it should be, whenever this node leads the system group. Until cancelled."""
     complaints: tuple[str, ...] = ()
-    is_idle = False
+    pause_s = LOOK_EVERY_S
     while True:
-        await asyncio.sleep(IDLE_EVERY_S if is_idle else LOOK_EVERY_S)
-        is_idle = False
+        await asyncio.sleep(pause_s)
+        pause_s = LOOK_EVERY_S
         if not admin.leads:
             continue
         _, made = await turn(admin, moves_max)
@@ -47,7 +50,10 @@ async def run(admin: Admin, moves_max: int = MOVES_MAX) -> None:
             complaints = made.blocked
             for sentence in complaints:
                 logger.warning("%s", sentence)
-        is_idle = made is not None and not made.steps and not made.moves_left
+        if made is not None and made.steps:
+            pause_s = BUSY_EVERY_S
+        elif made is not None and not made.moves_left:
+            pause_s = IDLE_EVERY_S
 
 
 async def turn(admin: Admin, moves_max: int, tell: Callable[[str], None] | None = None) -> tuple[ClusterView | None, Plan | None]:
@@ -60,13 +66,17 @@ async def turn(admin: Admin, moves_max: int, tell: Callable[[str], None] | None 
     made = plan(cluster_info(view), moves_max)
     # A learner that its own node does not know can never catch up, and the shard's moves would wait for it for ever.
     lost = [Remove(shard.shard, one.replica_id) for shard in view.shards for one in shard.replicas if one.is_missing and not one.is_voter]
-    for step in (*lost, *made.steps):
+
+    async def attempt(step: Step) -> None:
         if tell is not None:
             tell(sentence_of(step, view))
         try:
             await take(admin, step)
         except Exception as error:  # a refusal, or a node that went away meanwhile
             logger.info("not done: %s: %s", sentence_of(step, view), error)
+
+    # Each is of another shard, so that none waits for another's snapshot.
+    await asyncio.gather(*(attempt(step) for step in (*lost, *made.steps)))
     return view, made
 
 

@@ -63,7 +63,8 @@ def test_a_write_and_a_read_wake_what_they_need() -> None:
             await at_rest(world)
             node = life.node
             assert node is not None
-            assert len(texts_of(await life.run(history(node.service, "c0"))  # type: ignore[arg-type])) > 0
+            messages = await life.run(history(node.service, "c0"))  # type: ignore[arg-type]
+            assert texts_of(messages)
 
     tell(story)
 

@@ -213,7 +213,8 @@ class Cluster:
                 continue
             for node, rests in engine.tick(self.options.idle_ticks).items():
                 self.transport.send(node, REST + _encode(tuple(rests)))
-            if ticks % self.options.heartbeat_ticks == 0:
+            # Three in the time after which a node counts as silent.
+            if ticks % max(1, self.options.election_ticks // 3) == 0:
                 for member in self.members():
                     if member.number != self.number:
                         self.transport.send(member.number, BEAT)
@@ -222,16 +223,19 @@ class Cluster:
 
     async def run_reports(self) -> None:
         """Tell the others what is led here, and keep connected to whoever is a member."""
-        rounds = 0
+        rounds, told = 0, b""
         while True:
             await asyncio.sleep(self.options.report_s)
             rounds += 1
             self.connect_all()
             self._keep_nodes()
             report = REPORT + _encode(Report(tuple(self._led())))
-            for member in self.members():
-                if member.number != self.number:
-                    self.transport.send(member.number, report)
+            # Told again now and then: whoever has just connected knows nothing yet.
+            if report != told or rounds % 4 == 0:
+                told = report
+                for member in self.members():
+                    if member.number != self.number:
+                        self.transport.send(member.number, report)
             if rounds % 4 == 0 and not self._holds_system():
                 await self._ask_nodes()
 

@@ -63,6 +63,9 @@ class Upkeep:
         self._on_error = on_error
         self._purged_at: float | None = None
         self._rounds = 0
+        self._has_changes = False
+        self._progress_seen = (0, 0, 0, 0)
+        self._loaded_seen = ((0, 0, 0, 0), 0)
 
     def note_purge(self) -> None:
         """A context was purged: its bytes are to leave the files soon."""
@@ -86,12 +89,32 @@ class Upkeep:
     async def round(self) -> None:
         """One look at every shard; does what is due and yields between shards."""
         self._rounds += 1
-        await self._flush_due()
-        await self._truncate_due()
-        if self._rounds % 5 == 0:
+        progress = self._progress()
+        # Where nothing moved and everything is stored there is nothing to do; with many idle shards a look at each costs most.
+        if progress != self._progress_seen or self._has_changes:
+            self._progress_seen = progress
+            await self._flush_due()
+            await self._truncate_due()
+        if self._rounds % 5 == 0 and (loaded := (progress, self._loaded())) != self._loaded_seen:
+            self._loaded_seen = loaded
             self._forget_cold()
         if self._purged_at is not None and self._loop.time() - self._purged_at >= self._limits.scrub_after_s:
             await self.scrub()
+
+    def _progress(self) -> tuple[int, int, int, int]:
+        """Changes with everything that rounds look at: how far all replicas are."""
+        applied = stored = durable = last = 0
+        self._has_changes = False
+        for replica in self._engine.replicas.values():
+            applied += replica.applied_index
+            stored += replica.stored_index
+            durable += replica.durable_index
+            last += replica.group.last_index
+            self._has_changes |= replica.stored_index < replica.applied_index
+        return applied, stored, durable, last
+
+    def _loaded(self) -> int:
+        return sum(len(replica.machine.contexts) for replica in self._engine.replicas.values())
 
     async def _flush_due(self) -> None:
         now = self._loop.time()
