@@ -207,6 +207,9 @@ class _View:
             kept_nodes = sum(not node.draining for node in self._nodes.values())
             size = min(size, _largest_odd(min(self._factor(shard), kept_nodes)))
         size = max(size, needed)
+        if size == 1 and len(self._usable) < self._factor(shard) and 0 in costs.values():
+            # A cluster that begins to grow: as soon as there are nodes enough each gets a replica, so none moves for balance before.
+            costs = {node: cost for node, cost in costs.items() if cost < 2}
         reachable = len(costs) + len(fixed)
         return Demand(min(size, max(_largest_odd(reachable), min(staying, reachable))), costs, fixed)
 

@@ -404,6 +404,10 @@ class TestAnyCluster:
         it = Cluster(state)
         last = it.run(moves_max, Random(seed))
         assert (last.moves_left, len(last.blocked)) == (0, int(size < state.replication_factor))
+        if size == 1 < state.replication_factor:
+            # Two nodes, on their way to three: each will have everything, so that nothing is moved for balance alone.
+            assert not complete or it.moved() == least_moves(state) == 0
+            return
         for held in (counts(it.state), leaders(it.state)):
             assert max(held.values()) - min(held.values()) <= 1
         if complete:

@@ -116,6 +116,10 @@ class Administrator:
         for shard in view.shards:
             if shard.leader is None or shard.is_joint:
                 continue
+            for one in shard.replicas:
+                if one.is_missing and not one.is_voter:
+                    # A change that took long named a replica that another try has replaced: it can never catch up.
+                    await self.change(shard.shard, (), (one.replica_id,))
             gone = [one for one in shard.replicas if one.node in self.lost]
             voters = [one for one in shard.replicas if one.is_voter and one not in gone]
             learners = [one for one in shard.replicas if not one.is_voter and one not in gone]

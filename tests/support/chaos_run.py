@@ -84,15 +84,16 @@ class Machine:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self, join: int | None = None) -> None:
-        words = [sys.executable, "-m", "context_node", "serve", "--node-name", self.name, "--data-dir", str(self.folder / self.data)]
-        words += ["--port", str(self.port), "--peer-port", str(self.peer_port), "--shards", str(SHARDS)]
-        words += ["--raft-tick-s", str(TICK_S), "--drain-s", "0", "--shard-log-bytes-max", "256KiB"]
+    async def start(self, join: int | None = None, *, is_dev: bool = False) -> None:
+        words = [sys.executable, "-m", "context_node", "dev" if is_dev else "serve", "--data-dir", str(self.folder / self.data)]
+        words += ["--node-name", self.name, "--port", str(self.port), "--shards", str(SHARDS), "--shard-log-bytes-max", "256KiB"]
+        if not is_dev:
+            words += ["--peer-port", str(self.peer_port), "--raft-tick-s", str(TICK_S), "--drain-s", "0"]
         if join is not None or not self._is_first:
             words += ["--join", f"127.0.0.1:{join or self._first}"]
         log = os.open(self.folder / f"{self.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            environment = clean_environment(CONTEXTSTORE_CLUSTER_SECRET=SECRET)
+            environment = clean_environment(**({} if is_dev else {"CONTEXTSTORE_CLUSTER_SECRET": SECRET}))
             self.process = await asyncio.create_subprocess_exec(*words, stdout=log, stderr=log, env=environment)
         finally:
             os.close(log)
@@ -122,6 +123,8 @@ class ChaosRun:
         self._random = random.Random(seed)
         self._operations: list[LogOperation] = []
         self._acknowledged: list[tuple[int, str]] = []
+        self._took: list[tuple[int, int]] = []
+        """Of every acknowledged append when its first try began and when it was acknowledged."""
         self._stop = asyncio.Event()
         self._names = itertools.count(1)
         self._session: aiohttp.ClientSession
@@ -179,6 +182,7 @@ class ChaosRun:
     async def _append(self, number: int, context: str, chosen: random.Random) -> None:
         name = f"m{next(self._names)}"
         body = {"message": {"role": "user", "content": f"message {name}", "id": name}}
+        began = time.monotonic_ns()
         while not self._stop.is_set():
             machine = chosen.choice(self.machines)
             called = time.monotonic_ns()
@@ -196,6 +200,7 @@ class ChaosRun:
             if status == 201:
                 self._note(number, called, time.monotonic_ns(), Append(name, context), value["seq"])
                 self._acknowledged.append((time.monotonic_ns(), context))
+                self._took.append((began, time.monotonic_ns()))
                 return
             code = str(value.get("error"))
             self.report.refused[code] += 1

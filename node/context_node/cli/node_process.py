@@ -36,6 +36,7 @@ from context_node.runtime.databases import DiskFull, StorageError
 from context_node.runtime.metrics import NodeMetrics
 from context_node.runtime.node import Node
 from context_node.settings import Settings
+from context_node.tokens import preload
 
 logger = logging.getLogger("contextstore.process")
 
@@ -93,6 +94,8 @@ async def run(settings: Settings, *, is_dev: bool) -> int:
     services: list[asyncio.Task[None]] = []
     try:
         with refusals_as_sentences(settings):
+            # Not at the first write: that would stall everybody who is served then, just when leaderships have come to a new node.
+            await asyncio.to_thread(preload, settings.default_tokenizer)
             await start_or_stop(node, wishes)
         if not wishes.stop.is_set():
             services += added_services(settings, node, wishes)

@@ -12,16 +12,11 @@ import msgspec
 
 from context_node.contexts import refusals
 from context_node.contexts.cluster import NodeRecord
-from context_node.contexts.refusals import Refusal, Unavailable
+from context_node.contexts.refusals import Refusal
 from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, Put, Rewritten
 from context_node.contexts.requests import Append, Compact, ListContexts, PatchMetadata, PutContext, PutPolicy
+from context_node.runtime.not_here import NotHere
 from context_node.runtime.reads import Listed, Page, WindowAnswer
-
-
-class NotHere(Unavailable):
-    """The node that was asked does not lead the shard (any more): nothing was done, and another may be asked at once."""
-
-    code = "not_here"
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
@@ -116,6 +111,7 @@ KINDS: Mapping[str, Kind] = {
     "join": Kind(tuple[Member], Welcome, is_write=True),
     "nodes": Kind(tuple[()], tuple[NodeRecord, ...]),
     "describe": Kind(tuple[()], NodeStatus),
+    "leader": Kind(tuple[int], int),
     "mark_node": Kind(tuple[int, int, bool | None, bool | None, bool | None], None, is_write=True),
     "set_replication": Kind(tuple[int, int], None, is_write=True),
     # Replicas: asked of the shard's leader, or of the node that is to hold one.

@@ -9,6 +9,7 @@ of the node that sends them (P11); a call is passed on at most once.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,8 @@ from context_node.contexts.refusals import OutcomeUnknown, Refusal, Unavailable
 from context_node.contexts.replies import NodeNumber
 from context_node.raft import MessageKind, peek_message
 from context_node.runtime import calls
-from context_node.runtime.calls import Follower, Member, NodeStatus, NotHere, ReplicaStatus, Welcome
+from context_node.runtime.calls import Follower, Member, NodeStatus, ReplicaStatus, Welcome
+from context_node.runtime.not_here import NotHere
 from context_node.runtime.quiescence import Rest, Watch
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import SYSTEM_SHARD, accepted, node_of
@@ -111,6 +113,7 @@ class Cluster:
             "join": self._take_in,
             "nodes": self._nodes_call,
             "describe": self._describe_call,
+            "leader": self._leader_call,
             "mark_node": self._mark_node,
             "set_replication": self._set_replication,
         }
@@ -119,6 +122,10 @@ class Cluster:
         self._now_ms = now_ms
         self._make_transport = make_transport
         self._watch = Watch(options.election_ticks)
+        self._asked = 0
+        self._told = b""
+        self._tell_soon = asyncio.Event()
+        """Set when this node has begun to lead something: the others are told at once, not at the next round."""
         self._advertised = ""
         self._told_nodes: tuple[NodeRecord, ...] = ()
         self._reported: dict[int, tuple[int, int]] = {}
@@ -218,21 +225,27 @@ class Cluster:
                 for member in self.members():
                     if member.number != self.number:
                         self.transport.send(member.number, BEAT)
+            if engine.has_new_leader:
+                engine.has_new_leader = False
+                self._tell_soon.set()
             for node in self._watch.tick():
                 engine.wake_led_by(node)
 
     async def run_reports(self) -> None:
         """Tell the others what is led here, and keep connected to whoever is a member."""
-        rounds, told = 0, b""
+        rounds = 0
         while True:
-            await asyncio.sleep(self.options.report_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.options.report_s):
+                    await self._tell_soon.wait()
+            self._tell_soon.clear()
             rounds += 1
             self.connect_all()
             self._keep_nodes()
             report = REPORT + _encode(Report(tuple(self._led())))
             # Told again now and then: whoever has just connected knows nothing yet.
-            if report != told or rounds % 4 == 0:
-                told = report
+            if report != self._told or rounds % 4 == 0:
+                self._told = report
                 for member in self.members():
                     if member.number != self.number:
                         self.transport.send(member.number, report)
@@ -375,7 +388,10 @@ class Cluster:
         return known is None or (known.store == peer.store and not known.removed)
 
     def _on_peer(self, node: int, is_connected: bool) -> None:
-        if not is_connected:
+        if is_connected:
+            self._told = b""
+            self._tell_soon.set()
+        else:
             self._watch.lost(node)
             self._lost(node)
 
@@ -401,19 +417,34 @@ class Cluster:
         """Ask the node that leads a shard, here or elsewhere; waits a little for an election. Raises as `call`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self.options.leader_wait_s
+        told = 0
         while True:
-            leader = self.leader_of(shard)
+            leader, told = told or self.leader_of(shard) or await self._ask_leader(shard), 0
             try:
                 if leader == self.number and leader:
                     return await self.handlers[name](*arguments)
                 if leader:
                     return await self.call(leader, name, arguments)
-            except NotHere:
-                # Nothing was done, so asking whoever leads now is safe.
-                pass
+            except NotHere as refusal:
+                # Nothing was done, so asking whoever leads now is safe: the one that the node names, or whom this node hears of.
+                named = refusal.details.get("leader")
+                told = named if isinstance(named, int) and named != leader else 0
             if loop.time() >= until:
                 raise Unavailable("This shard has no leader now; try again shortly.", retry_after_s=1)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.005 if told else 0.05)
+
+    async def _ask_leader(self, shard: int) -> int:
+        """Who leads a shard, as another node knows: one that has just joined has not been told of any. 0 if nobody knows."""
+        connected = [member.number for member in self.members() if member.number != self.number]
+        self._asked += 1
+        for place in range(len(connected)):
+            node = connected[(self._asked + place) % len(connected)]
+            if self.transport.is_connected(node):
+                try:
+                    return cast(int, await self.call(node, "leader", (shard,), 1.0))
+                except Refusal:
+                    return 0
+        return 0
 
     async def _on_request(self, peer: PeerIdentity, payload: bytes) -> bytes:
         try:
@@ -431,7 +462,7 @@ class Cluster:
         """The replica of a shard, if it leads. Raises `NotHere`."""
         replica = self._node.shards.held(shard)
         if replica is None or replica.failure is not None or not replica.group.is_leader:
-            raise NotHere("This node does not lead that shard now; try again shortly.", retry_after_s=1)
+            raise NotHere("This node does not lead that shard now; try again shortly.", retry_after_s=1, leader=self.leader_of(shard))
         return replica
 
     async def _take_in(self, member: Member) -> Welcome:
@@ -457,6 +488,9 @@ class Cluster:
     async def _set_replication(self, epoch: int, factor: int) -> None:
         system = self.leading(SYSTEM_SHARD)
         accepted(await system.propose(SetReplication(self._now_ms(), epoch, factor)))
+
+    async def _leader_call(self, shard: int) -> int:
+        return self.leader_of(shard)
 
     async def _describe_call(self) -> NodeStatus:
         return self.describe()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from context_node.raft import BadMessage, MessageKind, Ready, peek_message
+from context_node.raft import BadMessage, MessageKind, Ready, Role, peek_message
 from context_node.runtime.databases import DiskFull, StorageError
 from context_node.runtime.log_store import LogStore
 from context_node.runtime.quiescence import Rest, agrees, led_by, rest_of
@@ -80,6 +80,8 @@ class Engine:
         self._log_jobs: list[tuple[Callable[[], Any], Callable[[BaseException | None], None]]] = []
         self._send = send
         self._on_snapshot = on_snapshot
+        self.has_new_leader = False
+        """Set when a replica here has begun to lead; whoever looks takes it back."""
         self._outbox: dict[int, list[tuple[int, bytes]]] = {}
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
@@ -241,6 +243,7 @@ class Engine:
         """What a Ready asks of other nodes. False: it replaces the replica's state, and nothing else may be done with it."""
         if ready.soft_state is not None:
             replica.note_role(ready.soft_state[1])
+            self.has_new_leader |= ready.soft_state[1] == Role.LEADER
         if ready.snapshot is not None:
             replica.is_installing = True
             self._on_snapshot(replica, ready)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from context_node.contexts.refusals import Refusal, Unavailable, Unprocessable
 from context_node.raft import ChangeKind, ConfChangeRefused, NotLeader, ProposalDropped, Ready
-from context_node.runtime.calls import NotHere
 from context_node.runtime.cluster import Cluster, Led
 from context_node.runtime.databases import StorageError
+from context_node.runtime.not_here import NotHere
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import node_of, replica_id_on
 from context_node.runtime.snapshots import Manifest, Snapshot, SnapshotRefused

@@ -17,6 +17,8 @@ from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Unavailab
 from context_node.contexts.replies import Reply
 from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDropped, Role
 from context_node.runtime.databases import StorageError
+from context_node.runtime.not_here import NotHere
+from context_node.runtime.shards import node_of
 from context_node.runtime.state_store import StateStore
 from context_node.runtime.storing import key_row, state_changes
 
@@ -133,8 +135,10 @@ class Replica:
         try:
             index, term = self.group.propose(data)
         except NotLeader:
-            raise Unavailable("This shard has no leader here yet; try again shortly.", retry_after_s=1) from None
+            raise self._not_here() from None
         except ProposalDropped:
+            if self.has_peers and self.group.status().transferee:
+                raise self._not_here() from None
             raise Overloaded("Too many writes are under way in this shard; try again shortly.", retry_after_s=1) from None
         if reply is None:
             reply = self._loop.create_future()
@@ -142,6 +146,13 @@ class Replica:
         self.queued_bytes += len(data)
         self._on_work(self)
         return reply
+
+    def _not_here(self) -> Unavailable:
+        """Nobody leads this shard here now. Where there are others, whoever leads next may be asked at once."""
+        text = "This shard has no leader here now; try again shortly."
+        leader = self.group.leader_id
+        known = node_of(leader) if leader != self.group.replica_id else 0
+        return NotHere(text, retry_after_s=1, leader=known) if self.has_peers else Unavailable(text, retry_after_s=1)
 
     def _take_members(self, conf_state: bytes) -> None:
         self.conf_state = conf_state

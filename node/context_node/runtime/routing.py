@@ -13,6 +13,7 @@ from context_node.contexts.refusals import Unavailable
 from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, Put, Rewritten
 from context_node.contexts.requests import Append, Compact, ListContexts, PatchMetadata, PutContext, PutPolicy
 from context_node.runtime.cluster import Cluster, Handler
+from context_node.runtime.not_here import NotHere
 from context_node.runtime.reads import Listed, Page, WindowAnswer, merged_page
 from context_node.runtime.service import Service
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, shard_of
@@ -57,7 +58,10 @@ class RoutedService:
         shard = shard_of(context_id, self._shards.count)
         replica = self._shards.held(shard)
         if replica is not None and replica.group.is_leader:
-            return await getattr(self._local, name)(context_id, *arguments)
+            try:
+                return await getattr(self._local, name)(context_id, *arguments)
+            except NotHere:
+                pass  # its leadership is being handed over; nothing was done
         return await self._cluster.call_leader(shard, name, (context_id, *arguments))
 
     async def _read(self, name: str, context_id: str, *arguments: Any) -> Any:

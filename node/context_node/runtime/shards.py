@@ -5,12 +5,14 @@ Knows SEMANTICS.md "Shards". Invariant: the mapping never changes in the life of
 
 from functools import lru_cache
 from hashlib import blake2b
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
 from context_node.contexts import refusals
 from context_node.contexts.refusals import Refusal, Unavailable
 from context_node.contexts.replies import Refused, Reply
-from context_node.runtime.replica import Replica
+
+if TYPE_CHECKING:
+    from context_node.runtime.replica import Replica
 
 ShardId = NewType("ShardId", int)
 
@@ -47,7 +49,7 @@ class ShardDirectory:
         self.closed_reason: str | None = "The node is starting."
         self._replicas: dict[int, Replica] = {}
 
-    def open(self, replicas: dict[int, Replica]) -> None:
+    def open(self, replicas: "dict[int, Replica]") -> None:
         """Serve from these replicas from now on."""
         self._replicas = replicas
         self.closed_reason = None
@@ -56,11 +58,11 @@ class ShardDirectory:
         """Serve nothing from now on; `reason` is told to callers."""
         self.closed_reason = reason
 
-    def replica_of(self, context_id: str) -> Replica:
+    def replica_of(self, context_id: str) -> "Replica":
         """The replica that holds a context. Raises `Unavailable` while the node does not serve."""
         return self.replica(shard_of(context_id, self.count))
 
-    def replica(self, shard: int) -> Replica:
+    def replica(self, shard: int) -> "Replica":
         """The replica of a shard. Raises `Unavailable` where there is none."""
         if self.closed_reason is not None:
             raise Unavailable(self.closed_reason, retry_after_s=1)
@@ -69,17 +71,17 @@ class ShardDirectory:
             raise Unavailable("This node does not hold that shard; try again shortly.", retry_after_s=1)
         return replica
 
-    def held(self, shard: int) -> Replica | None:
+    def held(self, shard: int) -> "Replica | None":
         """The replica of a shard, if this node has one and serves."""
         return self._replicas.get(shard) if self.closed_reason is None else None
 
-    def replicas(self) -> list[Replica]:
+    def replicas(self) -> "list[Replica]":
         """The replicas of shards of contexts that this node holds, in order."""
         if self.closed_reason is not None:
             raise Unavailable(self.closed_reason, retry_after_s=1)
         return [replica for shard, replica in sorted(self._replicas.items()) if shard != SYSTEM_SHARD]
 
-    def all(self) -> list[Replica]:
+    def all(self) -> "list[Replica]":
         """Every replica that is open, the system group's too; none while the node does not serve."""
         return list(self._replicas.values()) if self.closed_reason is None else []
 
