@@ -15,7 +15,7 @@ ARGS ?=
 
 RUST_SOURCES := $(wildcard node/raft_core/Cargo.toml node/raft_core/Cargo.lock node/raft_core/src/*.rs)
 
-.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e chaos grow sim sim-replay sim-mutants
+.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e chaos grow behind sim sim-replay sim-mutants
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -95,6 +95,9 @@ e2e: ## End-to-end tests on Kubernetes (not yet: they come with the cluster)
 
 grow: setup ## Grow a developer's directory from 1 to 3 to 5 nodes and back to 3 under load; moves and latencies (2 min)
 	$(BIN)/python bench/grow.py $(ARGS)
+
+behind: setup ## Let a node miss 500,000 messages and catch up by snapshots while writes go on (ARGS="--messages 50000")
+	$(BIN)/python bench/behind.py $(ARGS)
 
 SEEDS ?= 150
 SEED ?= 1

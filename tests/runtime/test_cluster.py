@@ -411,13 +411,13 @@ def test_a_blank_replica_outlives_a_restart_until_its_leader_has_spoken(tmp_path
         newcomer = await cluster.add()
         number = cluster_of(newcomer).number
         replica_id = replica_id_on(number, b"12345")
-        assert newcomer.node._moves is not None
-        await newcomer.node._moves.create_replica(0, replica_id)
+        assert newcomer.node.moves is not None
+        await newcomer.node.moves.create_replica(0, replica_id)
         await newcomer.kill()
         await newcomer.start()
         leader = cluster_of(await cluster.leader(0)).number
         old = Led(0, 99, 99, ())
-        newcomer.node._moves._heard_of(leader, old)
+        newcomer.node.moves._heard_of(leader, old)
         await asyncio.sleep(0)
         assert newcomer.engine.replicas[0].group.replica_id == replica_id
         await cluster.stop()
@@ -439,8 +439,8 @@ def test_a_node_that_starts_again_knows_the_others_although_no_replica_tells_it(
             return newcomer.node.log is not None and bool(newcomer.node.log.nodes)
 
         await until(is_kept)
-        assert newcomer.node._moves is not None
-        await newcomer.node._moves.create_replica(0, replica_id_on(number, b"12345"))
+        assert newcomer.node.moves is not None
+        await newcomer.node.moves.create_replica(0, replica_id_on(number, b"12345"))
         await newcomer.kill()
         assert newcomer.options.cluster is not None
         newcomer.options = replace(newcomer.options, cluster=replace(newcomer.options.cluster, join=()))

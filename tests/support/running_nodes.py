@@ -155,8 +155,8 @@ async def kill(node: Node) -> None:
         engine.failure = engine.failure or RuntimeError("killed")
     node.shards.close("killed")
     await node._end_tasks()
-    if node.cluster is not None and node._moves is not None:
-        await asyncio.gather(*node._moves.close(), return_exceptions=True)
+    if node.cluster is not None and node.moves is not None:
+        await asyncio.gather(*node.moves.close(), return_exceptions=True)
         await node.cluster.stop()
     node._upkeep_worker.close()
     if engine is not None:

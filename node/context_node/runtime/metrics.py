@@ -33,6 +33,12 @@ class NodeMetrics(Collector):
         yield gauge("log_memory_bytes", "Log kept in memory, all shards.", sum(replica.group.log_bytes for replica in replicas))
         yield gauge("shards", "Replicas on this node, the system group included.", len(replicas))
         yield gauge("shards_stopped", "Replicas that stopped after a fault; see the log.", sum(one.failure is not None for one in replicas))
+        yield gauge("shards_led", "Groups that this node leads.", sum(one.failure is None and one.group.is_leader for one in replicas))
+        yield gauge("shards_resting", "Groups that rest, having nothing to do.", sum(one.is_resting for one in replicas))
+        moves = node.moves
+        yield counter("snapshots_taken", "Snapshots made for replicas elsewhere.", moves.taken if moves else 0)
+        yield counter("snapshots_installed", "Snapshots that replaced a replica's state here.", moves.installed if moves else 0)
+        yield counter("snapshot_received_bytes", "Bytes that came for them.", moves.received_bytes if moves else 0)
         yield gauge("dirty_bytes", "Applied effects not yet in the state databases.", upkeep.dirty_bytes)
         yield gauge("hot_contexts", "Contexts in memory.", upkeep.hot_contexts)
         yield gauge("hot_bytes", "Estimated memory of those contexts.", upkeep.hot_bytes)

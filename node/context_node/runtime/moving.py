@@ -57,6 +57,8 @@ class Moves:
         self._started = self._loop.time()
         self._created: dict[int, float] = {}
         self._tasks: dict[asyncio.Task[None], None] = {}
+        self.taken = self.installed = self.received_bytes = 0
+        """Snapshots made here and installed here since the start, and what came for the latter."""
         cluster.on_led = self._heard_of
         cluster.handlers.update(
             create_replica=self.create_replica,
@@ -236,6 +238,7 @@ class Moves:
             return
         finally:
             self._is_taking.discard(replica.shard)
+        self.taken += 1
         self._snapshots.setdefault(replica.shard, []).append((snapshot, self._loop.time()))
         if self._node.shards.held(replica.shard) is replica and replica.failure is None:
             manifest = snapshot.manifest
@@ -305,8 +308,10 @@ class Moves:
         try:
             for number in incoming.missing:
                 chunk = await self._cluster.call(leader, "snapshot_chunk", (manifest.shard, manifest.index, number))
+                self.received_bytes += len(chunk)
                 await asyncio.to_thread(incoming.add, number, chunk)
             await self._node.install_snapshot(incoming, replica.group.replica_id)
+            self.installed += 1
         except BaseException:
             if self._node.shards.held(manifest.shard) is replica:
                 await asyncio.to_thread(incoming.discard)

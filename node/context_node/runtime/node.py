@@ -123,10 +123,10 @@ class Node:
         self.service: Service | RoutedService = local
         self.cluster: Cluster | None = None
         self.admin: ClusterAdmin | None = None
-        self._moves: Moves | None = None
+        self.moves: Moves | None = None
         if options.cluster is not None:
             self.cluster = Cluster(self, options.cluster, random_bytes, now_ms, make_transport)
-            self._moves = Moves(self, self.cluster, random_bytes)
+            self.moves = Moves(self, self.cluster, random_bytes)
             self.admin = ClusterAdmin(self.cluster, options.shards)
             self.service = RoutedService(local, self.cluster, self.shards, writes.new_context_id)
 
@@ -190,7 +190,7 @@ class Node:
 
     def _make_engine(self, log: LogStore) -> Engine:
         worker = self._make_worker(self._loop, "commit")
-        cluster, moves = self.cluster, self._moves
+        cluster, moves = self.cluster, self.moves
         if cluster is None or moves is None:
             return Engine(self._loop, log, boot=self._random_bytes(8), worker=worker, on_failure=self._log_failed)
         return Engine(
@@ -233,8 +233,8 @@ class Node:
         self._spawn(cluster.run_ticks(), "ticks")
         self._spawn(cluster.run_reports(), "reports")
         self._spawn(cluster.run_registration(), "registration")
-        if self._moves is not None:
-            self._spawn(self._moves.run_snapshots(), "snapshots")
+        if self.moves is not None:
+            self._spawn(self.moves.run_snapshots(), "snapshots")
         self._spawn(self._policies.run(), "policies")
 
     @property
@@ -506,8 +506,8 @@ class Node:
     async def stop(self) -> None:
         """Store everything and close. Requests should have ended; new ones are refused."""
         self.state.close("The node is stopping.")
-        if self._moves is not None and self.engine is not None and not self.engine.is_failed:
-            await self._moves.hand_over()
+        if self.moves is not None and self.engine is not None and not self.engine.is_failed:
+            await self.moves.hand_over()
         self.shards.close("The node is stopping; try another.")
         await self._end_tasks()
         engine = self.engine
@@ -527,8 +527,8 @@ class Node:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._moves is not None:
-            await asyncio.gather(*self._moves.close(), return_exceptions=True)
+        if self.moves is not None:
+            await asyncio.gather(*self.moves.close(), return_exceptions=True)
         # A checkpoint that a cancelled task had begun still runs in the worker; nobody may close or flush under it.
         await self._upkeep_worker.run(lambda: None)
 
