@@ -326,18 +326,25 @@ class Replica:
         """Whether this replica leads and has applied all of its log, as it must before it serves alone."""
         return self.group.is_leader and self.applied_index == self.group.last_index
 
-    def truncation_index(self, log_bytes_max: int) -> int:
-        """Up to where the log may go: what is durable, but not what members who are close behind still need; beyond `log_bytes_max` they
-        get a snapshot instead."""
+    def truncation_index(self, log_bytes_max: int, upto: int | None = None) -> int:
+        """Up to where the log may go: what is durable (or `upto`), but not what members still need that are close behind or have just been
+        given a snapshot; beyond `log_bytes_max` they get another one instead."""
+        durable = self.durable_index if upto is None else upto
         if not self.has_peers:
-            return self.durable_index
+            return durable
         status = self.group.status()
-        keep_from = self.durable_index - KEPT_ENTRIES
+        keep_from = durable - KEPT_ENTRIES
         for member in status.progress:
             if member.replica_id != status.replica_id and member.recent_active:
                 keep_from = min(keep_from, max(member.match_index, member.pending_snapshot))
-        index = self.durable_index if status.log_bytes > log_bytes_max else keep_from
+        index = durable if status.log_bytes > log_bytes_max else keep_from
         return max(index, status.first_index - 1)
+
+    def would_shrink(self, log_bytes_max: int) -> bool:
+        """Whether a checkpoint now would let a good part of the log go."""
+        status = self.group.status()
+        held = status.last_index - status.first_index + 1
+        return 4 * (self.truncation_index(log_bytes_max, self.applied_index) - status.first_index + 1) >= held
 
     @property
     def is_at_peace(self) -> bool:

@@ -145,7 +145,8 @@ class Upkeep:
         sizes = sorted(((replica.group.log_bytes, replica.shard, replica) for replica in replicas), reverse=True)
         total = self._watch_log()
         for size, _, replica in sizes:
-            if size > limits.log_bytes_per_shard_max or total > limits.log_bytes_max or replica.store.wants_checkpoint:
+            is_long = size > limits.log_bytes_per_shard_max and replica.would_shrink(self._kept_max(total))
+            if is_long or total > limits.log_bytes_max or replica.store.wants_checkpoint:
                 await self.checkpoint(replica)
                 total = self._watch_log()
 
@@ -177,9 +178,8 @@ class Upkeep:
 
     def _truncate(self, replica: Replica, keeps_for_others: bool) -> None:
         index, term = replica.durable_index, replica.durable_term
-        # All replicas together must stay within the node's share for its log, or writes would be refused for what is only kept for others.
-        fair = self._limits.log_bytes_max // max(1, len(self._engine.replicas))
-        if keeps_for_others and (kept := replica.truncation_index(min(self._limits.log_bytes_per_shard_max, fair))) < index:
+        total = sum(one.group.log_bytes for one in self._engine.replicas.values())
+        if keeps_for_others and (kept := replica.truncation_index(self._kept_max(total))) < index:
             known = replica.group.term_at(kept)
             if known is None:
                 return
@@ -195,6 +195,15 @@ class Upkeep:
 
         self._engine.with_log(change)
         replica.group.compact(index)
+
+    def _kept_max(self, total: int) -> int:
+        """How long a replica's log may be for the sake of members that are behind. One that has just got a snapshot needs all that came
+        since, or it would need the next one for ever; but all replicas together must stay within the node's share for its log, or writes
+        would be refused for what is only kept for others."""
+        limits = self._limits
+        if total <= limits.log_bytes_max * 3 // 4:
+            return limits.log_bytes_max // 2
+        return min(limits.log_bytes_per_shard_max, limits.log_bytes_max // max(1, len(self._engine.replicas)))
 
     def _forget_cold(self) -> None:
         """Drop the contexts that nobody used for longest while too much is in memory."""
