@@ -296,7 +296,7 @@ class Moves:
             except (Refusal, SnapshotRefused, StorageError, OSError) as error:
                 logger.warning("snapshot of shard %d not installed: %s", replica.shard, error)
                 # A node whose disk failed or filled up starts over as a whole.
-                with suppress(Unavailable):
+                with suppress(Unavailable, StorageError):
                     await self._node.reopen_replica(replica)
         try:
             await self._cluster.call(leader, "snapshot_done", (replica.shard, replica.group.replica_id, is_installed), 5.0)
