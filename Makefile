@@ -111,5 +111,5 @@ sim-replay: setup ## One seed of the simulation again, with its story (SEED=4711
 sim-mutants: setup ## Plant bugs, one at a time, and count the seeds that the simulation needs to find each (ARGS="--seeds 200 vote")
 	cd tests && ../$(BIN)/python -m simulation mutants $(ARGS)
 
-chaos: setup ## Kill, pause, drain and empty nodes of a cluster under load, every answer judged (ARGS="--seconds 180 --nodes 5")
+chaos: setup ## Kill, pause, cut off, fill, drain and empty nodes of a cluster under load, every answer judged (ARGS="--seconds 180 --nodes 5")
 	$(BIN)/python bench/chaos.py $(ARGS)

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from support.chaos_run import ChaosRun, log_tails
+from support.netns import NEEDED, Hosts, can_make_hosts
 
 
 def main() -> int:
@@ -23,11 +24,28 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=5, help="processes (5)")
     parser.add_argument("--seconds", type=float, default=30, help="how long each kind of fault goes on (30)")
     parser.add_argument("--seed", type=int, default=1, help="where the randomness begins (1)")
+    parser.add_argument("--loopback", action="store_true", help="all nodes on the loopback: nothing between them can be cut")
     options = parser.parse_args()
+    hosts: Hosts | None = None
+    if options.loopback or not can_make_hosts():
+        print(f"nodes on the loopback: no cuts, no full disks ({NEEDED})")
+    else:
+        hosts = Hosts(options.nodes)
+    try:
+        if hosts is not None:
+            hosts.enter_router()
+        return drive(options, parser, hosts)
+    finally:
+        if hosts is not None:
+            hosts.close()
+
+
+def drive(options: argparse.Namespace, parser: argparse.ArgumentParser, hosts: Hosts | None) -> int:
+    """The run, from where every node can be reached."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
 
         async def run() -> bool:
-            chaos = ChaosRun(Path(folder), nodes=options.nodes, seed=options.seed)
+            chaos = ChaosRun(Path(folder), nodes=options.nodes, seed=options.seed, hosts=hosts)
             if unknown := set(options.faults) - set(chaos.faults):
                 parser.error(f"unknown: {', '.join(sorted(unknown))}; there are: {', '.join(chaos.faults)}")
             report = await chaos.run(options.faults or list(chaos.faults), options.seconds, lambda text: print(text, flush=True))

@@ -246,7 +246,14 @@ def test_an_interrupted_import_says_how_to_go_on(node: RunningNode, tmp_path: Pa
     # More than is imported before the signal comes, however slow this test is beside the import.
     file = write_lines(tmp_path / "chats.jsonl", [conversation(number, turns=50) for number in range(2_000)])
     command = [*COMMAND, "import", file, "--url", node.url, "--batch", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(),
+        # A shell has what it runs in the background ignore the signal, and so this test's children as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_until(lambda: get(node, "/v1/contexts")["contexts"], "the first conversation", 60)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -78,7 +78,7 @@ class BehindRun(ChaosRun):
                 after = {one["shard"]: one["applied"] for one in (await self._look_at_cluster())["shards"]}
                 report.lacked_entries = sum(after[shard] - before.get(shard, 0) for shard in after)
                 begin, at = time.monotonic(), self._written
-                await victim.start(self.machines[0].peer_port)
+                await victim.start(self.machines[0].peer)
                 await self._caught_up(victim)
                 report.caught_up_s, report.written_meanwhile = time.monotonic() - begin, self._written - at
                 metrics = await self._metrics(victim)

@@ -11,10 +11,12 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import aiohttp
 
 from support.contextstore_process import clean_environment
 from support.histories import Append, LogOperation, Mark, Operation, Read, Seen, Tail, Violation, by_context, check_log
+from support.netns import Hosts
 
 SECRET = "a secret of the nodes of a chaos run"
 TICK_S = 0.1
@@ -32,6 +35,8 @@ CLIENTS = 12
 REQUEST_TIMEOUT_S = 5.0
 TAIL = 5
 SETTLE_S = 60.0
+DISK_BYTES = 512 << 20
+"""Of a node that has a host of its own: a file system in memory."""
 
 
 def free_port() -> int:
@@ -70,33 +75,55 @@ class Report:
 class Machine:
     """One node's process, and what it takes to start it again."""
 
-    def __init__(self, folder: Path, name: str, first_peer_port: int, *, is_first: bool) -> None:
+    def __init__(self, folder: Path, name: str, first_peer_port: int, *, is_first: bool, hosts: Hosts | None = None, host: int = 0) -> None:
         self.folder = folder
         self.name = name
-        self.port = free_port()
-        self.peer_port = first_peer_port if is_first else free_port()
+        self.port = free_port() if hosts is None else 4000
+        self.peer_port = (first_peer_port if is_first else free_port()) if hosts is None else 4001
         self.data = name
-        self._first = first_peer_port
+        self.host = host
+        self.address = "127.0.0.1" if hosts is None else hosts.address(host)
+        self._inside = [] if hosts is None else hosts.inside(host)
+        self._first = f"127.0.0.1:{first_peer_port}" if hosts is None else f"{hosts.address(0)}:4001"
         self._is_first = is_first
         self.process: asyncio.subprocess.Process | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
-    async def start(self, join: int | None = None, *, is_dev: bool = False) -> None:
-        words = [sys.executable, "-m", "context_node", "dev" if is_dev else "serve", "--data-dir", str(self.folder / self.data)]
+    @property
+    def peer(self) -> str:
+        return f"{self.address}:{self.peer_port}"
+
+    async def start(self, join: str | None = None, *, is_dev: bool = False) -> None:
+        data = self.folder / self.data
+        if self._inside and not data.is_mount():
+            self._mount(data)
+        words = [*self._inside, sys.executable, "-m", "context_node", "dev" if is_dev else "serve", "--data-dir", str(data)]
         words += ["--node-name", self.name, "--port", str(self.port), "--shards", str(SHARDS), "--shard-log-bytes-max", "256KiB"]
         if not is_dev:
             words += ["--peer-port", str(self.peer_port), "--raft-tick-s", str(TICK_S), "--drain-s", "0"]
         if join is not None or not self._is_first:
-            words += ["--join", f"127.0.0.1:{join or self._first}"]
+            words += ["--join", join or self._first]
+        if self._inside:
+            words += ["--host", self.address, "--peer-host", self.address, "--open"]
         log = os.open(self.folder / f"{self.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             environment = clean_environment(**({} if is_dev else {"CONTEXTSTORE_CLUSTER_SECRET": SECRET}))
             self.process = await asyncio.create_subprocess_exec(*words, stdout=log, stderr=log, env=environment)
         finally:
             os.close(log)
+
+    def _mount(self, data: Path) -> None:
+        data.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(data)], check=True)
+
+    def unmount(self) -> None:
+        """Let go of its disks, if they are its own."""
+        for path in self.folder.glob(f"{self.name}*"):
+            if path.is_mount():
+                subprocess.run(["umount", "--lazy", str(path)], check=False)
 
     def send(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.returncode is None:
@@ -116,9 +143,12 @@ class Machine:
 class ChaosRun:
     """One cluster, its clients and its faults. `run` does all of it."""
 
-    def __init__(self, folder: Path, *, nodes: int, seed: int) -> None:
+    def __init__(self, folder: Path, *, nodes: int, seed: int, hosts: Hosts | None = None) -> None:
+        """`hosts`: where the nodes run, each on one of its own; this process must reach them all. Without, all are on the loopback, and
+        nothing between them can be cut."""
         first = free_port()
-        self.machines = [Machine(folder, f"n{place + 1}", first, is_first=place == 0) for place in range(nodes)]
+        self.hosts = hosts
+        self.machines = [Machine(folder, f"n{place + 1}", first, is_first=place == 0, hosts=hosts, host=place) for place in range(nodes)]
         self.report = Report()
         self._random = random.Random(seed)
         self._operations: list[LogOperation] = []
@@ -138,7 +168,16 @@ class ChaosRun:
             "drain and undrain": self._drain,
             "lose a disk": self._lose_disk,
             "restart all": self._restart_all,
+            "restart one by one": self._restart_one_by_one,
         }
+        if hosts is not None:
+            self.faults |= {
+                "partition": self._partition,
+                "isolate a leader": self._isolate_leader,
+                "one way": self._one_way,
+                "ring": self._ring,
+                "full disk": self._full_disk,
+            }
 
     async def run(self, faults: list[str], seconds_each: float, tell: Callable[[str], None] = lambda _text: None) -> Report:
         """Each kind of fault again and again for so many seconds. Raises AssertionError if the cluster does not come back by itself."""
@@ -165,6 +204,7 @@ class ChaosRun:
                 self._stop.set()
                 for machine in self.machines:
                     await machine.kill()
+                    machine.unmount()
                 await asyncio.gather(*clients, return_exceptions=True)
         return self.report
 
@@ -248,7 +288,7 @@ class ChaosRun:
             await victim.kill()
         await asyncio.sleep(self._random.uniform(0.5, 4.0))
         for victim in victims:
-            await victim.start(self._someone_else(victim).peer_port)
+            await victim.start(self._someone_else(victim).peer)
         await self._settled()
 
     async def _kill_leader(self) -> None:
@@ -260,7 +300,7 @@ class ChaosRun:
         await victim.kill()
         await asyncio.sleep(3.0)
         self.report.gaps_s.append(self._longest_gap_s(before, time.monotonic_ns()))
-        await victim.start(self._someone_else(victim).peer_port)
+        await victim.start(self._someone_else(victim).peer)
         await self._settled()
 
     def _longest_gap_s(self, begin: int, end: int) -> float:
@@ -289,7 +329,7 @@ class ChaosRun:
     async def _stop_and_start(self) -> None:
         victim = self._random.choice(self.machines)
         await victim.stop()
-        await victim.start(self._someone_else(victim).peer_port)
+        await victim.start(self._someone_else(victim).peer)
         await self._settled()
 
     async def _restart_all(self) -> None:
@@ -297,6 +337,58 @@ class ChaosRun:
             await machine.kill()
         for machine in self.machines:
             await machine.start()
+        await self._settled()
+
+    async def _restart_one_by_one(self) -> None:
+        for machine in self.machines:
+            await machine.stop()
+            await machine.start(self._someone_else(machine).peer)
+            await self._settled()
+
+    # --- faults of the network and of disks -----------------------------------------------------------------------------
+
+    async def _cut(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """For long enough that elections end, and now and then that connections are given up."""
+        assert self.hosts is not None
+        self.hosts.cut(pairs)
+        await asyncio.sleep(self._random.choice((1.0, 4.0, 12.0)) * self._random.uniform(0.5, 1.0))
+        self.hosts.heal()
+        await self._settled()
+
+    async def _partition(self) -> None:
+        numbers = list(range(len(self.machines)))
+        self._random.shuffle(numbers)
+        one, other = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+        await self._cut(pair for a in one for b in other for pair in ((a, b), (b, a)))
+
+    async def _isolate_leader(self) -> None:
+        view = await self._look_at_cluster()
+        most = max(view["nodes"], key=lambda node: node["leaders"])
+        lonely = next(machine.host for machine in self.machines if machine.name == most["name"])
+        others = [machine.host for machine in self.machines if machine.host != lonely]
+        await self._cut(pair for other in others for pair in ((lonely, other), (other, lonely)))
+
+    async def _one_way(self) -> None:
+        deaf = self._random.choice(self.machines).host
+        others = [machine.host for machine in self.machines if machine.host != deaf]
+        hears = self._random.random() < 0.5
+        await self._cut([(deaf, other) if hears else (other, deaf) for other in others])
+
+    async def _ring(self) -> None:
+        count = len(self.machines)
+        await self._cut((a, b) for a in range(count) for b in range(count) if (a - b) % count not in (0, 1, count - 1))
+
+    async def _full_disk(self) -> None:
+        """A node's disk, small and its own, is filled by something else and freed again."""
+        victim = self._random.choice(self.machines)
+        disk = victim.folder / victim.data
+        assert disk.is_mount(), "only a disk of its own is filled"
+        filler = disk / "something else"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 20))
+        await asyncio.sleep(self._random.uniform(1.0, 5.0))
+        filler.unlink()
         await self._settled()
 
     async def _drain(self) -> None:
@@ -313,7 +405,7 @@ class ChaosRun:
         number = await self._number_of(victim)
         await victim.kill()
         victim.data = f"{victim.name}-{next(self._names)}"
-        await victim.start(self._someone_else(victim).peer_port)
+        await victim.start(self._someone_else(victim).peer)
         await self._ask("PATCH", f"/nodes/{number}", {"draining": True})
         await self._settled(gone=number)
         await self._ask("PATCH", f"/nodes/{number}", {"removed": True})
