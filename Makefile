@@ -15,7 +15,7 @@ ARGS ?=
 
 RUST_SOURCES := $(wildcard node/raft_core/Cargo.toml node/raft_core/Cargo.lock node/raft_core/src/*.rs)
 
-.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e chaos grow behind sim sim-replay sim-mutants
+.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e bench-cluster chaos grow behind sim sim-replay sim-mutants
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,9 @@ types: setup ## Check types (mypy --strict)
 
 bench: setup ## Measure the node beside a bare endpoint
 	$(BIN)/python bench/run.py $(ARGS)
+
+bench-cluster: setup ## Measure three nodes beside etcd and NATS JetStream, every write synced by a majority (needs Go; 10 min)
+	$(BIN)/python bench/cluster.py $(ARGS)
 
 bench-memory: setup ## Measure memory: 100,000 contexts restarted, 1,000,000 messages imported (10 min)
 	$(BIN)/python bench/memory.py $(ARGS)

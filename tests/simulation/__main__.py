@@ -40,13 +40,15 @@ def lines_of(processes: list["subprocess.Popen[str]"]) -> Iterator[tuple[int, di
 
     def read(place: int, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            said.put((place, json.loads(line)))
+        with process.stdout:
+            for line in process.stdout:
+                said.put((place, json.loads(line)))
         process.wait()
         said.put((place, None))
 
-    for place, process in enumerate(processes):
-        threading.Thread(target=read, args=(place, process), daemon=True).start()
+    readers = [threading.Thread(target=read, args=(place, process), daemon=True) for place, process in enumerate(processes)]
+    for reader in readers:
+        reader.start()
     left = len(processes)
     try:
         while left:
@@ -56,6 +58,8 @@ def lines_of(processes: list["subprocess.Popen[str]"]) -> Iterator[tuple[int, di
     finally:
         for process in processes:
             process.kill()
+        for reader in readers:
+            reader.join()
 
 
 @click.group(help=__doc__)
