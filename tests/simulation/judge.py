@@ -180,8 +180,7 @@ class Judge:
                 self.mark("an election")
             elif kind == MessageKind.REQUEST_VOTE_RESPONSE:
                 if not fields_of(message).get("reject"):
-                    known = disk.votes.get((sender, term))
-                    self.check(known == to, "P1", f"{disk.name} votes for {to} in term {term} of shard {shard}; durable is {known}")
+                    self._check_vote(disk, shard, sender, to, term)
                 else:
                     self.mark("a vote was refused")
             elif kind == MessageKind.APPEND_RESPONSE:
@@ -192,6 +191,15 @@ class Judge:
                 self.mark("a leadership was handed over")
             elif kind == MessageKind.READ_INDEX:
                 self.mark("a follower asked for a read index")
+
+    def _check_vote(self, disk: DiskModel, shard: int, voter: int, choice: int, term: int) -> None:
+        """A vote is durable, or so is a later term: who is beyond a term never votes in it again."""
+        known, model = disk.votes.get((voter, term)), disk.shards.get(shard)
+        is_beyond = known is None and model is not None and model.replica_id == voter and model.term > term
+        self.mark("a vote was overtaken by the next term before it was durable", is_beyond)
+        self.check(
+            known == choice or is_beyond, "P1", f"{disk.name} votes for {choice} in term {term} of shard {shard}; durable is {known}"
+        )
 
     def _check_append_response(self, disk: DiskModel, shard: int, message: bytes, sender: int, term: int) -> None:
         fields = fields_of(message)
