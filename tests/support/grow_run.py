@@ -33,11 +33,11 @@ class Phase:
     slowest: float
 
     def __str__(self) -> str:
-        ratio = self.p99_moving / max(self.p99_quiet, self.p99_after)
+        ratio = self.p99_moving / self.p99_quiet if self.p99_quiet else 0.0
         return (
             f"{self.name:<22} {self.seconds:6.1f} s   {self.moved:>3} replicas came (least {self.least})   "
             f"write p99 {1000 * self.p99_quiet:5.1f} ms before, {1000 * self.p99_moving:5.1f} meanwhile, "
-            f"{1000 * self.p99_after:5.1f} after ({ratio:.2f} × the larger)   "
+            f"{1000 * self.p99_after:5.1f} after ({ratio:.2f} × before)   "
             f"slowest write, tries and all {self.slowest:.2f} s"
         )
 
