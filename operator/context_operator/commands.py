@@ -121,6 +121,9 @@ def status(url: str, key: str | None, as_json: bool, with_shards: bool) -> None:
 def status_text(view: ClusterView, with_shards: bool = False) -> str:
     """What an on-call engineer wants to see, worst first."""
     head = f"cluster {view.cluster_id}   replication factor {view.replication_factor}   asked: {view.name_of(view.node)}"
+    understood = min((node.revision for node in view.nodes), default=view.feature_level)
+    if understood > view.feature_level:
+        head += f"\nfeature level {view.feature_level}; every node understands {understood}: `contextstore cluster finalize` raises it"
     health = f"shards: {view.shards_healthy} of {view.shards_total} healthy"
     if view.shards_leaderless:
         health += f", {view.shards_leaderless} without a leader (no majority answers: writes to them are refused)"
@@ -252,6 +255,77 @@ def replication(factor: int, url: str, key: str | None) -> None:
     """Keep every shard on FACTOR nodes (odd). With fewer nodes it is kept on as many as there are, an odd number."""
     ask(url, key, lambda admin: admin.set_replication(factor))
     click.echo(f"Every shard is to have {factor} voters.")
+
+
+@cluster.command("finalize")
+@connected
+def finalize(url: str, key: str | None) -> None:
+    """End an upgrade: let the cluster use what the new version brought, once every node runs it.
+
+    Until then all nodes speak as the version before, so each of them can still go back to it. Afterwards a node of the version before is
+    refused. There is no way back.
+    """
+
+    async def work(admin: HttpAdmin) -> tuple[int, int]:
+        view = await look(admin)
+        level = min(node.revision for node in view.nodes)
+        if level > view.feature_level:
+            await admin.raise_level(level)
+        elif any(node.revision > view.feature_level for node in view.nodes):
+            behind = ", ".join(f"{node.name} ({node.version or 'away'})" for node in view.nodes if node.revision <= view.feature_level)
+            raise AdminError(f"Some nodes still run the version before: {behind}. Upgrade them first.")
+        return view.feature_level, max(level, view.feature_level)
+
+    before, now = ask(url, key, work)
+    click.echo(
+        f"Feature level {before} → {now}." if now > before else f"Nothing to do: feature level {now} is what every node understands."
+    )
+
+
+@cluster.command("compare")
+@connected
+@click.option("--shard", type=int, multiple=True, help="Only this shard; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a shard.")
+def compare(url: str, key: str | None, shard: tuple[int, ...], as_json: bool) -> None:
+    """Have the replicas of every shard hash their whole state at the same log entry, and compare. Writes go on meanwhile.
+
+    The exit code is 1 if replicas differ or could not be compared.
+
+    \b
+    Examples:
+      contextstore cluster compare
+      contextstore cluster compare --shard 3 --json | jq .replicas
+    """
+
+    async def work(admin: HttpAdmin) -> list[dict[str, Any]]:
+        view = await look(admin)
+        wanted = shard or tuple(each.shard for each in view.shards)
+        found = []
+        for number in tqdm(wanted, unit="shard", desc="comparing", disable=None, leave=False):
+            value = await admin.compare(number)
+            value["name"] = next((SYSTEM_NAME for each in view.shards if each.shard == number and each.is_system), str(number))
+            for one in value["replicas"]:
+                one["name"] = view.name_of(one["node"])
+            found.append(value)
+        return found
+
+    found = ask(url, key, work)
+    if as_json:
+        for value in found:
+            click.echo(json.dumps(value))
+    else:
+        click.echo("\n".join(_table([("SHARD", "ENTRY", "STATE", "REPLICAS"), *map(_comparison, found)])))
+    if not all(value["is_equal"] and all(one["digest"] for one in value["replicas"]) for value in found):
+        sys.exit(1)
+
+
+def _comparison(value: dict[str, Any]) -> tuple[str, ...]:
+    digests = {one["digest"] for one in value["replicas"] if one["digest"]}
+    state = next(iter(digests))[:16] if value["is_equal"] else "DIFFERS"
+    said = [
+        one["name"] + ("?" if one["digest"] is None else "" if value["is_equal"] else f"={one['digest'][:16]}") for one in value["replicas"]
+    ]
+    return value["name"], str(value["index"]), state, " ".join(said)
 
 
 @cluster.command("transfer")

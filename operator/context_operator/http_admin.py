@@ -58,6 +58,14 @@ class HttpAdmin:
         """See `PATCH /v1/cluster`."""
         await self._ask("PATCH", "", {"replication_factor": factor})
 
+    async def raise_level(self, level: int) -> None:
+        """See `PATCH /v1/cluster`."""
+        await self._ask("PATCH", "", {"feature_level": level})
+
+    async def compare(self, shard: int) -> Any:
+        """See `POST /v1/cluster/shards/{shard}/compare`."""
+        return await self._ask("POST", f"/shards/{shard}/compare")
+
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:
             async with self._session.request(method, self._url + path, json=body) as answer:

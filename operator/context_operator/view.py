@@ -38,6 +38,7 @@ class NodeView(msgspec.Struct, frozen=True):
     is_alive: bool
     is_ready: bool
     version: str
+    revision: int
     cordoned: bool
     draining: bool
     replicas: int
@@ -48,6 +49,7 @@ class ClusterView(msgspec.Struct, frozen=True):
     cluster_id: str
     node: int
     epoch: int
+    feature_level: int
     replication_factor: int
     shards_total: int
     shards_healthy: int

@@ -2,36 +2,15 @@
 
 import json
 import signal
-import socket
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from support.cluster_calls import FAST, call
+from support.clusters import free_port
 from support.contextstore_process import RunningNode, run_command, running_node
 from support.waiting import wait_until
-
-FAST = ("--raft-tick-s", "0.05", "--shards", "4", "--drain-s", "0")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def call(url: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, method=method, headers={"Content-Type": "application/json"}, data=data)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            status, content = response.status, response.read()
-    except urllib.error.HTTPError as error:
-        status, content = error.code, error.read()
-    return status, json.loads(content) if content else None
 
 
 def append(node: RunningNode, text: str) -> int:

@@ -1,8 +1,10 @@
-"""What the system group knows of the cluster: its nodes, how often a shard is kept, and how old an administrator's view may be.
+"""What the system group knows of the cluster: its nodes, how often a shard is kept, which commands all of them understand, and how old an
+administrator's view may be.
 
 Knows numbers, names and addresses as text. Does not know connections, nor who holds which shard: each shard's Raft configuration is the
 only truth about that. Invariants: a node's number is given once and never to another store, so a replica id that carries it can never
-come back on another disk; a store that was removed is never taken in again; `epoch` never goes back.
+come back on another disk; a store that was removed is never taken in again; `epoch` and `level` never go back, and no member understands
+less than `level`.
 """
 
 from collections.abc import Mapping
@@ -20,7 +22,7 @@ FACTOR_MAX = 9
 
 class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     """A member. `number` from 1; `store` is the UUID of its disk; addresses are `host:port`, `client` may be empty. `draining`: all its
-    replicas are to leave it; `cordoned`: it takes no new ones."""
+    replicas are to leave it; `cordoned`: it takes no new ones. `revision`: the newest of the state machine that it understands."""
 
     number: int
     store: str
@@ -32,10 +34,11 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     cordoned: bool = False
     draining: bool = False
     removed: bool = False
+    revision: int = 1
 
 
-class RegisterNode(msgspec.Struct, frozen=True, array_like=True, tag="node-register/1"):
-    """Take in the store, or its new name and addresses. The reply is its number; the same for every repetition."""
+class RegisterNode1(msgspec.Struct, frozen=True, array_like=True, tag="node-register/1"):
+    """As `RegisterNode`, of a node that understands revision 1. In logs of earlier versions only."""
 
     at_ms: int
     store: str
@@ -43,6 +46,19 @@ class RegisterNode(msgspec.Struct, frozen=True, array_like=True, tag="node-regis
     peer: str
     client: str
     zone: str
+
+
+class RegisterNode(msgspec.Struct, frozen=True, array_like=True, tag="node-register/2"):
+    """Take in the store, or its new name, addresses and revision. The reply is its number; the same for every repetition. Refused for a
+    revision below the feature level."""
+
+    at_ms: int
+    store: str
+    name: str
+    peer: str
+    client: str
+    zone: str
+    revision: int
 
 
 class MarkNode(msgspec.Struct, frozen=True, array_like=True, tag="node-mark/1"):
@@ -64,11 +80,20 @@ class SetReplication(msgspec.Struct, frozen=True, array_like=True, tag="replicat
     factor: int
 
 
+class RaiseLevel(msgspec.Struct, frozen=True, array_like=True, tag="level-raise/1"):
+    """From here on commands up to revision `level` may be proposed. Refused while a member understands less."""
+
+    at_ms: int
+    epoch: int
+    level: int
+
+
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
     next_number: int
     epoch: int
     factor: int
     nodes: tuple[NodeRecord, ...]
+    level: int = 1
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -81,6 +106,8 @@ class ClusterState:
     def __init__(self) -> None:
         self.epoch = 0
         self.factor = 3
+        self.level = 1
+        """The feature level: the greatest revision of which commands may be proposed."""
         self._nodes: dict[int, NodeRecord] = {}
         self._next_number = 1
 
@@ -94,17 +121,29 @@ class ClusterState:
         """Those that were not removed, by number."""
         return [node for _, node in sorted(self._nodes.items()) if not node.removed]
 
-    def apply(self, command: RegisterNode | MarkNode | SetReplication) -> Reply:
+    def apply(self, command: RegisterNode1 | RegisterNode | MarkNode | SetReplication | RaiseLevel) -> Reply:
         """Carry out a command. Raises `Refusal`."""
         match command:
             case RegisterNode():
-                return self._register(command)
+                return self._register(command, command.revision)
+            case RegisterNode1():
+                return self._register(command, 1)
             case MarkNode():
                 return self._mark(command)
             case SetReplication():
                 return self._set_replication(command)
+            case RaiseLevel():
+                return self._raise_level(command)
 
-    def _register(self, command: RegisterNode) -> Reply:
+    def _register(self, command: RegisterNode1 | RegisterNode, revision: int) -> Reply:
+        if not self._nodes:
+            # Who begins a cluster is all of it.
+            self.level = revision
+        if revision < self.level:
+            raise Unprocessable(
+                f"The cluster is at feature level {self.level}, and node {command.name} understands {revision}; start a newer version.",
+                level=self.level,
+            )
         known = next((node for node in self._nodes.values() if node.store == command.store), None)
         if known is not None:
             if known.removed:
@@ -113,14 +152,16 @@ class ClusterState:
                     number=known.number,
                 )
             self._nodes[known.number] = msgspec.structs.replace(
-                known, name=command.name, peer=command.peer, client=command.client, zone=command.zone
+                known, name=command.name, peer=command.peer, client=command.client, zone=command.zone, revision=revision
             )
             return NodeNumber(known.number)
         if len(self.members) >= NODES_MAX:
             raise Unprocessable(f"A cluster has at most {NODES_MAX} nodes; remove one first.", nodes=NODES_MAX)
         number = self._next_number
         self._next_number += 1
-        self._nodes[number] = NodeRecord(number, command.store, command.name, command.peer, command.client, command.zone, command.at_ms)
+        self._nodes[number] = NodeRecord(
+            number, command.store, command.name, command.peer, command.client, command.zone, command.at_ms, revision=revision
+        )
         return NodeNumber(number)
 
     def _mark(self, command: MarkNode) -> Reply:
@@ -141,6 +182,18 @@ class ClusterState:
         self.factor = command.factor
         return Done()
 
+    def _raise_level(self, command: RaiseLevel) -> Reply:
+        self._check_epoch(command.epoch)
+        if command.level < self.level:
+            raise Unprocessable(f"The feature level is {self.level} and never goes back.", level=self.level)
+        behind = [node.name for node in self.members if node.revision < command.level]
+        if behind:
+            raise Unprocessable(
+                f"Feature level {command.level} needs a newer version on {', '.join(behind)}; upgrade or remove them first.", nodes=behind
+            )
+        self.level = command.level
+        return Done()
+
     def _check_epoch(self, epoch: int) -> None:
         if epoch and epoch < self.epoch:
             raise Unprocessable(f"A newer administrator is at work (epoch {self.epoch}); this one is at {epoch}.", epoch=self.epoch)
@@ -150,7 +203,9 @@ class ClusterState:
         """The bytes to store; empty where there is nothing."""
         if not self._nodes:
             return b""
-        return _encode(_Stored(self._next_number, self.epoch, self.factor, tuple(node for _, node in sorted(self._nodes.items()))))
+        return _encode(
+            _Stored(self._next_number, self.epoch, self.factor, tuple(node for _, node in sorted(self._nodes.items())), self.level)
+        )
 
     @staticmethod
     def decode(data: bytes) -> "ClusterState":
@@ -158,6 +213,6 @@ class ClusterState:
         state = ClusterState()
         if data:
             stored = _decoder.decode(data)
-            state._next_number, state.epoch, state.factor = stored.next_number, stored.epoch, stored.factor
+            state._next_number, state.epoch, state.factor, state.level = stored.next_number, stored.epoch, stored.factor, stored.level
             state._nodes = {node.number: node for node in stored.nodes}
         return state

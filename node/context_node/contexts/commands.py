@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from context_node.contexts.cluster import MarkNode, RegisterNode, SetReplication
+from context_node.contexts.cluster import MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
 from context_node.contexts.items import MESSAGE_OVERHEAD_TOKENS
 from context_node.contexts.parts import Mark, mark_part
 from context_node.contexts.requests import NewMessage
@@ -215,10 +215,17 @@ class CopyPolicy(msgspec.Struct, frozen=True, array_like=True, tag="policy-copy/
     record: PolicyRecord
 
 
+class Compare(msgspec.Struct, frozen=True, array_like=True, tag="compare/1"):
+    """Every replica hashes its state right behind this entry and keeps the digest under `mark`; the state stays as it is."""
+
+    at_ms: int
+    mark: str
+
+
 ContextCommand = AppendMessages | PutConfig | PatchMetadataCommand | Tombstone | Purge | RewriteWindow | RebuildWindow | PinMessage
 PolicyCommand = PutPolicyCommand | DeletePolicyCommand | CopyPolicy
-ClusterCommand = RegisterNode | MarkNode | SetReplication
-Command = ContextCommand | PolicyCommand | ClusterCommand
+ClusterCommand = RegisterNode1 | RegisterNode | MarkNode | SetReplication | RaiseLevel
+Command = ContextCommand | PolicyCommand | ClusterCommand | Compare
 
 encode_command = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -11,10 +11,11 @@ import msgspec
 
 from context_node.contexts import pinning, rewriting
 from context_node.contexts.changes import rowid
-from context_node.contexts.cluster import MarkNode, RegisterNode, SetReplication
+from context_node.contexts.cluster import MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
 from context_node.contexts.commands import (
     AppendMessages,
     Command,
+    Compare,
     CopyPolicy,
     DeletePolicyCommand,
     Draft,
@@ -95,8 +96,10 @@ class Machine(ShardState):
                 return self._put_policy(command), None
             case DeletePolicyCommand():
                 return self._delete_policy(command), None
-            case RegisterNode() | MarkNode() | SetReplication():
+            case RegisterNode() | RegisterNode1() | MarkNode() | SetReplication() | RaiseLevel():
                 return self.cluster.apply(command), None
+            case Compare():
+                return Done(), None
         raise AssertionError(f"no rule for {type(command).__name__}")
 
     # --- appending ---------------------------------------------------------------------------------------------------

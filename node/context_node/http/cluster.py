@@ -35,7 +35,13 @@ async def look(edge: "Edge", call: Call) -> Reply:
 async def change(edge: "Edge", call: Call) -> Reply:
     """PATCH /v1/cluster"""
     body = await _body(edge, call, _CLUSTER)
-    await _admin(edge).set_replication(body.replication_factor, body.epoch)
+    admin = _admin(edge)
+    if body.replication_factor is None and body.feature_level is None:
+        raise InvalidRequest("Say what to change: replication_factor, feature_level or both.", field="replication_factor")
+    if body.replication_factor is not None:
+        await admin.set_replication(body.replication_factor, body.epoch)
+    if body.feature_level is not None:
+        await admin.raise_level(body.feature_level, body.epoch)
     return empty_reply(204)
 
 
@@ -67,6 +73,12 @@ async def transfer_leader(edge: "Edge", call: Call) -> Reply:
     body = await _body(edge, call, _LEADER)
     await _admin(edge).transfer_leader(_shard(call), body.node)
     return empty_reply(204)
+
+
+async def compare(edge: "Edge", call: Call) -> Reply:
+    """POST /v1/cluster/shards/{shard}/compare"""
+    parse_query(call.query, NoQuery)
+    return json_reply(200, _ENCODE(await _admin(edge).compare(_shard(call))))
 
 
 def _admin(edge: "Edge") -> "Admin":

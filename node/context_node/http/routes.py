@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from context_node.api_keys import Scope
 from context_node.http import cluster, contexts, health, messages, policies, queries, schemas, streams, window
 from context_node.http.routing import Route
-from context_node.runtime.admin import ClusterView
+from context_node.runtime.admin import ClusterView, ShardComparison
 
 READ_REFUSALS = (400, 401, 403, 404, 503)
 WRITE_REFUSALS = (400, 401, 403, 404, 409, 413, 415, 422, 503)
@@ -189,7 +189,8 @@ def cluster_routes() -> tuple[Route, ...]:
             handler=cluster.look, answers={200: ClusterView}, refusals=(400, 401, 403, 422, 503),
         ),
         Route(
-            method="PATCH", path="/v1/cluster", name="changeCluster", summary="Change the replication factor",
+            method="PATCH", path="/v1/cluster", name="changeCluster", summary="Change the replication factor, raise the feature level",
+            description="Raise the feature level when every node runs the new version; older ones are refused from then on.",
             handler=cluster.change, body=schemas.ClusterBody, **step,
         ),
         Route(
@@ -209,6 +210,12 @@ def cluster_routes() -> tuple[Route, ...]:
         Route(
             method="POST", path=shard + "/leader", name="transferLeader", summary="Hand a shard's leadership over",
             handler=cluster.transfer_leader, body=schemas.LeaderBody, **step,
+        ),
+        Route(
+            method="POST", path=shard + "/compare", name="compareReplicas", tag="Cluster", scope=Scope.ADMIN,
+            summary="Compare the replicas of a shard",
+            description="Each hashes its whole state right behind the same log entry, while writes go on.",
+            handler=cluster.compare, answers={200: ShardComparison}, refusals=(400, 401, 403, 422, 503),
         ),
     )  # fmt: skip
 

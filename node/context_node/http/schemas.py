@@ -278,9 +278,11 @@ ReplicaId = Annotated[int, Meta(ge=1, le=2**62)]
 
 
 class ClusterBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`replication_factor` is odd."""
+    """What is wished of the cluster; what is left out stays. `replication_factor` is odd; `feature_level` never goes back, and every node
+    must understand it."""
 
-    replication_factor: Annotated[int, Meta(ge=1, le=9)]
+    replication_factor: Annotated[int, Meta(ge=1, le=9)] | None = None
+    feature_level: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     epoch: Epoch = 0
 
 

@@ -10,13 +10,14 @@ from typing import cast
 
 import msgspec
 
-from context_node.contexts.refusals import Refusal, Unprocessable
-from context_node.runtime.calls import NodeStatus, ReplicaStatus
+from context_node.contexts.refusals import Refusal, Unavailable, Unprocessable
+from context_node.runtime.calls import Digest, NodeStatus, ReplicaStatus
 from context_node.runtime.cluster import Cluster
 from context_node.runtime.moving import CAUGHT_UP_ENTRIES
 from context_node.runtime.shards import SYSTEM_SHARD, node_of
 
 LOOK_TIMEOUT_S = 2.0
+COMPARE_TIMEOUT_S = 20.0
 
 
 class ReplicaView(msgspec.Struct, frozen=True):
@@ -45,7 +46,7 @@ class ShardView(msgspec.Struct, frozen=True):
 
 
 class NodeView(msgspec.Struct, frozen=True):
-    """One node. `is_alive`: it answered just now."""
+    """One node. `is_alive`: it answered just now. `revision`: the newest of the state machine that it understands."""
 
     number: int
     name: str
@@ -55,18 +56,36 @@ class NodeView(msgspec.Struct, frozen=True):
     is_alive: bool
     is_ready: bool
     version: str
+    revision: int
     cordoned: bool
     draining: bool
     replicas: int
     leaders: int
 
 
+class ReplicaDigest(msgspec.Struct, frozen=True):
+    """The hash of one replica's state, 64 hexadecimal digits; null where the node did not answer in time."""
+
+    node: int
+    digest: str | None
+
+
+class ShardComparison(msgspec.Struct, frozen=True):
+    """The replicas of a shard, all at log index `index`. `is_equal`: those that answered have the same state."""
+
+    shard: int
+    index: int
+    is_equal: bool
+    replicas: list[ReplicaDigest]
+
+
 class ClusterView(msgspec.Struct, frozen=True):
-    """All of it. `node` is who was asked."""
+    """All of it. `node` is who was asked; `feature_level` is the greatest revision of which commands are proposed."""
 
     cluster_id: str
     node: int
     epoch: int
+    feature_level: int
     replication_factor: int
     shards_total: int
     shards_healthy: int
@@ -105,6 +124,7 @@ class ClusterAdmin:
                 is_alive=node.number in alive,
                 is_ready=node.number in alive and alive[node.number].is_ready,
                 version=alive[node.number].version if node.number in alive else "",
+                revision=alive[node.number].revision if node.number in alive else node.revision,
                 cordoned=node.cordoned,
                 draining=node.draining,
                 replicas=sum(replica.node == node.number for shard in ordinary for replica in shard.replicas),
@@ -120,6 +140,7 @@ class ClusterAdmin:
             cluster_id=self._cluster.transport.identity.cluster_id,
             node=self._cluster.number,
             epoch=max((status.epoch for status in alive.values()), default=0),
+            feature_level=self._cluster.level(),
             replication_factor=factor,
             shards_total=len(ordinary),
             shards_healthy=len(ordinary) - len({shard.shard for shard in (*under, *leaderless)}),
@@ -205,6 +226,51 @@ class ClusterAdmin:
     async def set_replication(self, factor: int, epoch: int = 0) -> None:
         """How many voters a shard should have."""
         await self._cluster.call_leader(SYSTEM_SHARD, "set_replication", (epoch, factor))
+
+    async def raise_level(self, level: int, epoch: int = 0) -> None:
+        """Let commands up to this revision be proposed. Refused while a member does not understand them; there is no way back."""
+        await self._cluster.call_leader(SYSTEM_SHARD, "raise_level", (epoch, level))
+
+    async def compare(self, shard: int) -> ShardComparison:
+        """Have all replicas of a shard hash their state at one entry. Raises `Unavailable` if none could."""
+        members = (await self._status_of(self._checked(shard))).replicas
+        loop = asyncio.get_running_loop()
+        until = loop.time() + COMPARE_TIMEOUT_S
+        while True:
+            mark = self._cluster.new_name()
+            await self._cluster.call_leader(shard, "compare", (shard, mark))
+            found = await asyncio.gather(*(self._digest(one.node, shard, mark, until) for one in members))
+            if all(one is None or one.digest for one in found) or loop.time() > until:
+                break
+        taken = [one for one in found if one is not None and one.digest]
+        if not taken:
+            raise Unavailable(f"No replica of shard {shard} answered with a digest; try again shortly.", retry_after_s=1)
+        return ShardComparison(
+            shard,
+            taken[0].index,
+            len({(one.index, one.digest) for one in taken}) == 1,
+            [
+                ReplicaDigest(member.node, one.digest.hex() if one is not None and one.digest else None)
+                for member, one in zip(members, found, strict=True)
+            ],
+        )
+
+    async def _status_of(self, shard: int) -> ShardView:
+        view = await self.look()
+        return next(each for each in view.shards if each.shard == shard)
+
+    async def _digest(self, node: int, shard: int, mark: str, until: float) -> Digest | None:
+        """What a node's replica found, as soon as it has; None if it did not in time."""
+        loop = asyncio.get_running_loop()
+        while loop.time() < until:
+            try:
+                found = cast(Digest | None, await self._cluster.call_or_do(node, "digest", (shard, mark), LOOK_TIMEOUT_S))
+            except Refusal:
+                found = None
+            if found is not None:
+                return found
+            await asyncio.sleep(0.05)
+        return None
 
     def number_of(self, name: str) -> int:
         """The number of the node with this name, or with this number. Raises `Unprocessable`."""

@@ -20,13 +20,14 @@ from context_node.runtime.reads import Listed, Page, WindowAnswer
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
-    """What a store says of itself when it asks to be taken in."""
+    """What a store says of itself when it asks to be taken in; `revision` is the newest of the state machine that its node understands."""
 
     store: str
     name: str
     peer: str
     client: str
     zone: str
+    revision: int = 1
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
@@ -68,7 +69,7 @@ class ReplicaStatus(msgspec.Struct, frozen=True, array_like=True):
 
 class NodeStatus(msgspec.Struct, frozen=True, array_like=True):
     """A node as it sees itself. `reason` says why it is not ready; `epoch` and `factor` are those of its replica of the system group,
-    0 where it has none."""
+    0 where it has none. `level`: the feature level that it knows; `revision`: what it understands."""
 
     number: int
     version: str
@@ -78,6 +79,15 @@ class NodeStatus(msgspec.Struct, frozen=True, array_like=True):
     replicas: tuple[ReplicaStatus, ...]
     epoch: int = 0
     factor: int = 0
+    level: int = 1
+    revision: int = 1
+
+
+class Digest(msgspec.Struct, frozen=True, array_like=True):
+    """The hash of a replica's state at a log index. Empty: it could not be taken at that entry."""
+
+    index: int
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +124,9 @@ KINDS: Mapping[str, Kind] = {
     "leader": Kind(tuple[int], int),
     "mark_node": Kind(tuple[int, int, bool | None, bool | None, bool | None], None, is_write=True),
     "set_replication": Kind(tuple[int, int], None, is_write=True),
+    "raise_level": Kind(tuple[int, int], None, is_write=True),
+    "compare": Kind(tuple[int, str], None, is_write=True),
+    "digest": Kind(tuple[int, str], Digest | None),
     # Replicas: asked of the shard's leader, or of the node that is to hold one.
     "create_replica": Kind(tuple[int, int], None, is_write=True),
     "add_learner": Kind(tuple[int, int], int, is_write=True),

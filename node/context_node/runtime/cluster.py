@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from context_node.contexts.cluster import ClusterState, MarkNode, NodeRecord, RegisterNode, SetReplication
-from context_node.contexts.refusals import OutcomeUnknown, Refusal, Unavailable
+from context_node.contexts.cluster import ClusterState, MarkNode, NodeRecord, RaiseLevel, RegisterNode, SetReplication
+from context_node.contexts.refusals import OutcomeUnknown, Refusal, Unavailable, Unprocessable
 from context_node.contexts.replies import NodeNumber
 from context_node.raft import MessageKind, peek_message
 from context_node.runtime import calls
@@ -72,9 +72,10 @@ class Led(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
-    """What a node leads."""
+    """What a node leads, and the feature level that it knows."""
 
     led: tuple[Led, ...]
+    level: int = 1
 
 
 _raft_messages = msgspec.msgpack.Decoder(list[tuple[int, bytes]])
@@ -116,6 +117,7 @@ class Cluster:
             "leader": self._leader_call,
             "mark_node": self._mark_node,
             "set_replication": self._set_replication,
+            "raise_level": self._raise_level,
         }
         self._node = node
         self._random_bytes = random_bytes
@@ -128,6 +130,8 @@ class Cluster:
         """Set when this node has begun to lead something: the others are told at once, not at the next round."""
         self._advertised = ""
         self._told_nodes: tuple[NodeRecord, ...] = ()
+        self._told_level = 1
+        """The greatest feature level that this node was ever told."""
         self._reported: dict[int, tuple[int, int]] = {}
         """By shard the newest term and the node that leads it, as its leader reported."""
         self.on_led: Callable[[int, Led], None] = lambda _node, _led: None
@@ -188,6 +192,7 @@ class Cluster:
                     data = await self.transport.request_address(host, port, calls.encode_question("join", (self._me(),)), 10.0)
                     welcome = cast(Welcome, calls.decode_answer("join", data))
                 except (PeerUnavailable, PeerLost, PeerRefused, Refusal, OSError) as error:
+                    _check_level(error)
                     if str(error) != complaint:
                         complaint = str(error)
                         logger.warning("not taken in yet by %s: %s", peer, complaint)
@@ -205,7 +210,8 @@ class Cluster:
 
     def _me(self) -> Member:
         store = self.transport.identity.store
-        return Member(store, self._node.options.name, self._advertised, self.options.client, self.options.zone)
+        revision = self._node.options.revision
+        return Member(store, self._node.options.name, self._advertised, self.options.client, self.options.zone, revision)
 
     async def run_ticks(self) -> None:
         """Give every group its time, at a steady pace; late ticks are not made up for, or a pause would start elections."""
@@ -242,7 +248,8 @@ class Cluster:
             rounds += 1
             self.connect_all()
             self._keep_nodes()
-            report = REPORT + _encode(Report(tuple(self._led())))
+            self._check_level()
+            report = REPORT + _encode(Report(tuple(self._led()), self.level()))
             # Told again now and then: whoever has just connected knows nothing yet.
             if report != self._told or rounds % 4 == 0:
                 self._told = report
@@ -258,6 +265,7 @@ class Cluster:
             try:
                 welcome = cast(Welcome, await self.call_leader(SYSTEM_SHARD, "join", (self._me(),)))
             except Refusal as refusal:
+                _check_level(refusal)
                 logger.info("not registered yet: %s", refusal.message)
                 await asyncio.sleep(0.5)
                 continue
@@ -269,8 +277,22 @@ class Cluster:
         """Keep who the members are: a node that starts again may hold no replica that knows."""
         engine, log = self._node.engine, self._node.log
         nodes = _encode(tuple(self.members()))
-        if engine is not None and not engine.is_failed and log is not None and self.members() and log.nodes != nodes:
+        if engine is None or engine.is_failed or log is None:
+            return
+        if self.members() and log.nodes != nodes:
             engine.with_log(lambda log: log.note_nodes(nodes))
+        if log.level != (level := self.level()):
+            engine.with_log(lambda log: log.note_level(level))
+
+    def level(self) -> int:
+        """The feature level, as far as this node knows it; an older one than the newest is safe to go by."""
+        system = self._system()
+        return max(self._told_level, system.machine.cluster.level if system is not None else 1)
+
+    def _check_level(self) -> None:
+        level, revision = self.level(), self._node.options.revision
+        if level > revision:
+            raise RuntimeError(f"The cluster is at feature level {level}, and this node understands {revision}; start a newer version.")
 
     def _led(self) -> Iterable[Led]:
         for replica in self._node.shards.all():
@@ -373,7 +395,9 @@ class Cluster:
         elif kind == AWAKE and engine is not None:
             engine.wake(_shards.decode(body))
         elif kind == REPORT:
-            for led in _reports.decode(body).led:
+            report = _reports.decode(body)
+            self._told_level = max(self._told_level, report.level)
+            for led in report.led:
                 known = self._reported.get(led.shard, (0, 0))
                 if led.term >= known[0]:
                     self._reported[led.shard] = (led.term, peer.node)
@@ -412,6 +436,16 @@ class Cluster:
                 raise OutcomeUnknown("The write may or may not have been kept; retry with the same Idempotency-Key to find out.") from None
             raise Unavailable(f"Node {self.name_of(node)} did not answer; try again shortly.", retry_after_s=1) from None
         return calls.decode_answer(name, data)
+
+    async def call_or_do(self, node: int, name: str, arguments: tuple[Any, ...], timeout_s: float | None = None) -> Any:
+        """Ask a node that may be this one. Raises as `call`."""
+        if node == self.number:
+            return await self.handlers[name](*arguments)
+        return await self.call(node, name, arguments, timeout_s)
+
+    def new_name(self) -> str:
+        """A name that nobody else gives: 16 hexadecimal digits."""
+        return self._random_bytes(8).hex()
 
     async def call_leader(self, shard: int, name: str, arguments: tuple[Any, ...]) -> Any:
         """Ask the node that leads a shard, here or elsewhere; waits a little for an election. Raises as `call`."""
@@ -472,7 +506,7 @@ class Cluster:
             if not leader or leader == self.number:
                 raise NotHere("The cluster has no leader now; try again shortly.", retry_after_s=1)
             return cast(Welcome, await self.call(leader, "join", (member,)))
-        command = RegisterNode(self._now_ms(), member.store, member.name, member.peer, member.client, member.zone)
+        command = RegisterNode(self._now_ms(), member.store, member.name, member.peer, member.client, member.zone, member.revision)
         number = cast(NodeNumber, accepted(await system.propose(command))).number
         self.connect_all()
         nodes = tuple(system.machine.cluster.members)
@@ -489,6 +523,11 @@ class Cluster:
         system = self.leading(SYSTEM_SHARD)
         accepted(await system.propose(SetReplication(self._now_ms(), epoch, factor)))
 
+    async def _raise_level(self, epoch: int, level: int) -> None:
+        system = self.leading(SYSTEM_SHARD)
+        accepted(await system.propose(RaiseLevel(self._now_ms(), epoch, level)))
+        self._tell_soon.set()
+
     async def _leader_call(self, shard: int) -> int:
         return self.leader_of(shard)
 
@@ -502,7 +541,14 @@ class Cluster:
         replicas = tuple(status_of(replica) for replica in self._node.shards.all())
         system = self.system_state()
         epoch, factor = (system.epoch, system.factor) if system is not None and system.members else (0, 0)
-        return NodeStatus(self.number, self._node.options.version, boot, is_ready, reason, replicas, epoch, factor)
+        version, revision = self._node.options.version, self._node.options.revision
+        return NodeStatus(self.number, version, boot, is_ready, reason, replicas, epoch, factor, self.level(), revision)
+
+
+def _check_level(error: Exception) -> None:
+    """A node that is too old for the cluster's feature level cannot wait for anything: it ends."""
+    if isinstance(error, Unprocessable) and "level" in error.details:
+        raise RuntimeError(error.message) from None
 
 
 def status_of(replica: Replica) -> ReplicaStatus:

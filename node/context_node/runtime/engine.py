@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from context_node.contexts.revisions import NewerRevision
 from context_node.raft import BadMessage, MessageKind, Ready, Role, peek_message
 from context_node.runtime.databases import DiskFull, StorageError
 from context_node.runtime.log_store import LogStore
@@ -262,7 +263,10 @@ class Engine:
 
     def _stopped(self, replica: Replica, error: Exception) -> None:
         """A defect stops this replica only."""
-        replica.fail(f"Shard {replica.shard} stopped after an internal fault; see the node's log.")
+        if isinstance(error, NewerRevision):
+            replica.fail(f"Shard {replica.shard} stopped: {error}. Start this node with a newer version.")
+        else:
+            replica.fail(f"Shard {replica.shard} stopped after an internal fault; see the node's log.")
         self._loop.call_exception_handler({"message": f"shard {replica.shard} stopped", "exception": error})
 
     def _commit(self) -> None:

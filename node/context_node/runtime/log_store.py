@@ -116,6 +116,8 @@ class LogStore:
             """Into how many shards contexts are hashed, if this log was made by a version that kept it."""
             self.nodes: bytes = self._execute("SELECT value FROM meta WHERE key='nodes'").get or b""
             """The members that were known last; empty if there were none."""
+            self.level: int = self._execute("SELECT value FROM meta WHERE key='level'").get or 1
+            """The feature level that was known last: what is in the log may need as new a version."""
         except (apsw.Error, StorageError) as error:
             abandon(self._database)
             self.unlock()
@@ -152,6 +154,12 @@ class LogStore:
         self._check_usable()
         self._bind("INSERT OR REPLACE INTO meta VALUES('nodes', ?)", (nodes,))
         self.nodes = nodes
+
+    def note_level(self, level: int) -> None:
+        """The feature level as it is known now, with the next commit."""
+        self._check_usable()
+        self._bind("INSERT OR REPLACE INTO meta VALUES('level', ?)", (level,))
+        self.level = level
 
     def adopt_cluster(self, cluster_id: str, shards: int) -> None:
         """Belong to another cluster from now on, durably. Only a store without shards may. Raises `StorageError`."""

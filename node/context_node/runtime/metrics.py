@@ -33,6 +33,8 @@ class NodeMetrics(Collector):
         yield gauge("log_memory_bytes", "Log kept in memory, all shards.", sum(replica.group.log_bytes for replica in replicas))
         yield gauge("shards", "Replicas on this node, the system group included.", len(replicas))
         yield gauge("shards_stopped", "Replicas that stopped after a fault; see the log.", sum(one.failure is not None for one in replicas))
+        level = node.cluster.level() if node.cluster is not None else node.options.revision
+        yield gauge("feature_level", "Revision of the state machine up to which commands are used.", level)
         yield gauge("shards_led", "Groups that this node leads.", sum(one.failure is None and one.group.is_leader for one in replicas))
         yield gauge("shards_resting", "Groups that rest, having nothing to do.", sum(one.is_resting for one in replicas))
         moves = node.moves

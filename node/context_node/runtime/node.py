@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from context_node.contexts.cluster import ClusterState
@@ -22,10 +23,12 @@ from context_node.contexts.commands import Defaults, Rules
 from context_node.contexts.machine import Event, Machine
 from context_node.contexts.policies import policy_decoder, policy_of
 from context_node.contexts.refusals import Unavailable
+from context_node.contexts.revisions import NEWEST
 from context_node.raft import ConfState, Group
 from context_node.runtime import snapshots
 from context_node.runtime.admin import ClusterAdmin
 from context_node.runtime.cluster import Cluster, ClusterOptions
+from context_node.runtime.comparing import Comparisons
 from context_node.runtime.databases import REAL_DISK, CacheBudget, DiskAccess, DiskFull, StorageError, StorageFailed
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_rows import HardState, LogIdentity, RecoveredShard
@@ -66,7 +69,8 @@ PROBE_BYTES = 8 << 20
 class NodeOptions:
     """`shards` is fixed for the life of the data directory; `switch_interval_s` is the interpreter's (`sys.setswitchinterval`).
 
-    `disk` is where all files are, also those of `log` and `state`; `state_cache_bytes` is shared by all state databases.
+    `disk` is where all files are, also those of `log` and `state`; `state_cache_bytes` is shared by all state databases. `revision` is the
+    newest of the state machine that this node understands (`contexts/revisions.py`); less than `NEWEST` only in tests.
     """
 
     data_dir: str
@@ -85,6 +89,7 @@ class NodeOptions:
     retry_full_disk_s: float = 1.0
     cluster: ClusterOptions | None = None
     version: str = ""
+    revision: int = NEWEST
     switch_interval_s: float | None = None
 
 
@@ -124,9 +129,11 @@ class Node:
         self.cluster: Cluster | None = None
         self.admin: ClusterAdmin | None = None
         self.moves: Moves | None = None
+        self._comparisons: Comparisons | None = None
         if options.cluster is not None:
             self.cluster = Cluster(self, options.cluster, random_bytes, now_ms, make_transport)
             self.moves = Moves(self, self.cluster, random_bytes)
+            self._comparisons = Comparisons(self.cluster, self._upkeep_worker, self.shards.held, self._spawn, now_ms)
             self.admin = ClusterAdmin(self.cluster, options.shards)
             self.service = RoutedService(local, self.cluster, self.shards, writes.new_context_id)
 
@@ -155,6 +162,7 @@ class Node:
                 # A member whose replicas were all moved away is a member still.
                 raise StorageFailed(self.options.data_dir, "start", BELONGS)
             self._check_shards(log, recovered)
+            self._check_level(log)
             self._remove_leftovers(recovered)
             if self.cluster is not None:
                 await self._enter(self.cluster, log, recovered)
@@ -292,6 +300,17 @@ class Node:
                 self.options.data_dir, "start", f"it holds {count} shards, not {self.options.shards}; the number of shards never changes"
             )
 
+    def _check_level(self, log: LogStore) -> None:
+        """Before anything of the log is read by a version that may not understand it."""
+        revision = self.options.revision
+        if log.level > revision:
+            what = f"its log needs a version of feature level {log.level}, and this one understands {revision}; start a newer version"
+            raise StorageFailed(self.options.data_dir, "start", what)
+        if self.cluster is None and log.level < revision:
+            # A node alone is all of its cluster: nobody has to agree.
+            log.note_level(revision)
+            log.commit()
+
     def _remove_leftovers(self, recovered: dict[int, RecoveredShard]) -> None:
         named = {os.path.basename(self._state_path(shard, found.generation)) for shard, found in recovered.items()}
         for name in self.options.disk.names_in(self._state_dir):
@@ -345,6 +364,11 @@ class Node:
             on_storage_error=self._state_failed,
         )
         replica.queued_bytes_max = self.options.queued_bytes_per_shard_max
+        replica.revision = self.options.revision
+        if self.cluster is not None:
+            replica.level = self.cluster.level
+        if self._comparisons is not None:
+            replica.on_compared = partial(self._comparisons.note, replica)
         return replica
 
     def _open_state(self, shard: int, found: RecoveredShard) -> StateStore:

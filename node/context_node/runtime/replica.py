@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from context_node.contexts.commands import AppendMessages, Command, decode_command, encode_command
+import msgspec
+
+from context_node.contexts.commands import AppendMessages, Command, Compare, decode_command, encode_command
 from context_node.contexts.context import Context, IdRow, read_context
 from context_node.contexts.machine import NOTHING_FOUND, Event, Found, Machine
 from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Unavailable
 from context_node.contexts.replies import Reply
+from context_node.contexts.revisions import NEWEST, NewerRevision, revision_of
 from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDropped, Role
 from context_node.runtime.databases import StorageError
 from context_node.runtime.not_here import NotHere
@@ -93,6 +96,12 @@ class Replica:
         self.failure: str | None = None
         self.write_refusal: str | None = None
         self.is_behind = False
+        self.revision = NEWEST
+        """The newest revision of commands that this node understands."""
+        self.level: Callable[[], int] = lambda: NEWEST
+        """The feature level: no command of a later revision may be proposed."""
+        self.on_compared: Callable[[str], None] = lambda _mark: None
+        """Called right behind a `Compare` entry, when its index is the applied one."""
         self.followed: dict[str, list[Any]] = {}
         self._loop = loop
         self._on_work = on_work
@@ -104,6 +113,7 @@ class Replica:
         self._reads: dict[bytes, tuple[int, list[Reader]]] = {}
         self._ahead: list[tuple[int, Reader]] = []
         """Reads that know their index, which is not applied here yet."""
+        self._compared: str | None = None
         self._ticks = 0
         self._announced: dict[int, int] = {}
         """By member the tick at which it was told of a snapshot, or last asked for a part of it."""
@@ -129,6 +139,8 @@ class Replica:
             raise Unavailable(self.write_refusal, retry_after_s=1)
         if self.is_behind:
             raise Overloaded("The disk does not keep up with what is written; try again shortly.", retry_after_s=1)
+        if (revision := revision_of(command)) > self.level():
+            raise AssertionError(f"{type(command).__name__} is of revision {revision}, above the feature level {self.level()}")
         data = encode_command(command)
         if self.queued_bytes + len(data) > self.queued_bytes_max and self._pending:
             raise Overloaded("Too many writes are under way in this shard; try again shortly.", retry_after_s=1)
@@ -272,6 +284,9 @@ class Replica:
             elif data:
                 self._apply_command(index, term, data, pending)
             self.applied_index, self.applied_term = index, term
+            if self._compared is not None:
+                mark, self._compared = self._compared, None
+                self.on_compared(mark)
             if pending is not None:
                 # Only now: had applying raised, `fail` would answer it.
                 del self._pending[index]
@@ -285,10 +300,12 @@ class Replica:
 
     def _apply_command(self, index: int, term: int, data: bytes, pending: Pending | None) -> None:
         is_own = pending is not None and pending.term == term
-        command = pending.command if pending is not None and is_own else decode_command(data)
+        command = pending.command if pending is not None and is_own else self._understood(data)
         reply, event = self.machine.apply(index, command, self._found(command))
         if event is not None:
             self._on_event(self, event)
+        elif type(command) is Compare:
+            self._compared = command.mark
         if pending is None or pending.reply.done():
             return
         if is_own:
@@ -296,6 +313,16 @@ class Replica:
         else:
             # P13: another leader's entry took this place. Whether ours is elsewhere in the log is not ours to guess.
             pending.reply.set_exception(outcome_unknown())
+
+    def _understood(self, data: bytes) -> Command:
+        """The command in an entry. Raises `NewerRevision`: it must neither be skipped nor guessed."""
+        try:
+            command = decode_command(data)
+        except msgspec.ValidationError as error:
+            raise NewerRevision(f"an entry holds a command that this version does not know: {error}") from error
+        if (revision := revision_of(command)) > self.revision:
+            raise NewerRevision(f"an entry holds a command of revision {revision}, and this node understands {self.revision}")
+        return command
 
     def refuse_writes(self, reason: str) -> None:
         """The node cannot keep what it would acknowledge. Writes under way have an unknown outcome (P10); what is applied can be read."""
