@@ -62,6 +62,15 @@ def lines_of(processes: list["subprocess.Popen[str]"]) -> Iterator[tuple[int, di
             reader.join()
 
 
+def plant_next_version(is_wanted: bool) -> None:
+    """Let a second revision of the state machine exist in this interpreter; runs then begin with the first."""
+    if is_wanted:
+        from simulation.mutants.planted import plant as plant_it
+        from support.next_version import NEXT_VERSION
+
+        plant_it(NEXT_VERSION)
+
+
 @click.group(help=__doc__)
 def main() -> None:
     logging.disable(logging.CRITICAL)
@@ -72,12 +81,13 @@ def main() -> None:
 @click.option("--first", default=1, show_default=True, help="The first of them.")
 @click.option("--events", default=EVENTS, show_default=True, help="Events in each run.")
 @click.option("--once", is_flag=True, help="Not every seed twice: each process takes half of them.")
-def run(seeds: int, first: int, events: int, once: bool) -> None:
+@click.option("--upgrade", is_flag=True, help="Two versions take part: nodes become the next one, and the one before again.")
+def run(seeds: int, first: int, events: int, once: bool, upgrade: bool) -> None:
     """Run seeds; exit 1 if a rule was violated, something was raised, or two runs of a seed differ."""
     begin = time.monotonic()
     halves = [(first, seeds), (first, seeds)] if not once else [(first, seeds // 2), (first + seeds // 2, seeds - seeds // 2)]
     processes = [
-        worker(["work", str(start), str(count), str(events)], hash_seed)
+        worker(["work", str(start), str(count), str(events), *(["--upgrade"] if upgrade else [])], hash_seed)
         for (start, count), hash_seed in zip(halves, HASH_SEEDS, strict=True)
     ]
     totals, marks, bad = Counter[str](), Counter[str](), list[str]()
@@ -108,7 +118,8 @@ def run(seeds: int, first: int, events: int, once: bool) -> None:
         f"{time.monotonic() - begin:.0f} s"
     )
     for each in sorted(set(bad)):
-        click.echo(f"VIOLATION {each}\n  again: python -m simulation replay {each.split()[1].rstrip(':')} --events {events}")
+        again = f"{each.split()[1].rstrip(':')} --events {events}{' --upgrade' if upgrade else ''}"
+        click.echo(f"VIOLATION {each}\n  again: python -m simulation replay {again}")
     sys.exit(1 if bad else 0)
 
 
@@ -116,8 +127,10 @@ def run(seeds: int, first: int, events: int, once: bool) -> None:
 @click.argument("first", type=int)
 @click.argument("count", type=int)
 @click.argument("events", type=int)
-def work(first: int, count: int, events: int) -> None:
+@click.option("--upgrade", is_flag=True)
+def work(first: int, count: int, events: int, upgrade: bool) -> None:
     """One process's share of `run`; a JSON line for each seed."""
+    plant_next_version(upgrade)
     from simulation.run import simulate
 
     for seed in range(first, first + count):
@@ -135,8 +148,10 @@ def work(first: int, count: int, events: int) -> None:
 @main.command()
 @click.argument("seed", type=int)
 @click.option("--events", default=EVENTS, show_default=True)
-def replay(seed: int, events: int) -> None:
+@click.option("--upgrade", is_flag=True, help="As in `run`.")
+def replay(seed: int, events: int, upgrade: bool) -> None:
     """One seed again: its faults in order, and how it ended."""
+    plant_next_version(upgrade)
     from simulation.run import simulate
 
     seen = simulate(seed, events, tell=click.echo)

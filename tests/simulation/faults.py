@@ -8,13 +8,14 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
+from context_node.contexts.revisions import NEWEST
 from context_node.runtime.databases import StorageError
 from context_node.runtime.replica import Replica
 from context_node.runtime.upkeep import Upkeep
 from simulation.administrator import FACTOR, Administrator
 from simulation.judge import Judge
 from simulation.network import Weather
-from simulation.world import DiskPace, Life, World
+from simulation.world import FIRST, DiskPace, Life, World
 
 
 class Faults:
@@ -27,6 +28,8 @@ class Faults:
         self._random = random.Random(world.loop.random.getrandbits(64))
         self.administrator = Administrator(world, judge)
         self._stores = 0
+        self._is_raised = False
+        """Whether anybody has asked for it."""
         chosen = self._random
         kinds: dict[str, tuple[float, Callable[[], Awaitable[None]]]] = {
             "kill": (3, self._kill),
@@ -53,6 +56,8 @@ class Faults:
         }
         # Each run has its own temper: some kinds often, others never.
         self._kinds = {name: (weight * chosen.choice((0, 0.5, 1, 1, 4)), act) for name, (weight, act) in kinds.items()}
+        if NEWEST > FIRST:
+            self._kinds["upgrade"] = (60, self._upgrade)
         self._pause_s = chosen.choice((0.05, 0.3, 1.5))
         self._pace = DiskPace(chosen.choice((0.0003, 0.002, 0.01)), chosen.choice((0.01, 0.2)), chosen.choice((0.05, 0.3)))
         self._down_s = chosen.choice((0.05, 0.5, 3.0))
@@ -87,6 +92,11 @@ class Faults:
         network.weather = Weather(tail_share=0.0)
         self._down_s = 0.1
         for life in self.world.lives:
+            if self._is_raised and life.revision < NEWEST:
+                # It may not have been turned away yet.
+                life.revision = NEWEST
+                if life.is_alive:
+                    life.lose_process()
             life.disk.space_bytes, life.disk.failing_syncs, life.disk.cut_at = None, 0, None
             life.disk_pace.set(DiskPace(slow_share=0.0))
             if life.process is not None and life.process.is_paused:
@@ -148,8 +158,29 @@ class Faults:
 
     async def _stop(self) -> None:
         """In order, as on SIGTERM."""
-        life = self._someone()
-        if life is None or not life.is_ready or life.node is None:
+        if (life := self._someone()) is not None:
+            await self._stop_in_order(life)
+
+    async def _upgrade(self) -> None:
+        """A node becomes the next version, or the one before again; now and then somebody thinks that it is time to end the upgrade."""
+        behind = [life for life in self.world.lives if life.is_alive and life.revision < NEWEST]
+        # Most go forward, or the upgrade would never come to an end.
+        life = self._random.choice(behind) if behind and self._random.random() < 0.8 else self._someone()
+        if life is None:
+            return
+        if self._random.random() < 0.5:
+            await self._stop_in_order(life)
+        if life.is_alive:
+            life.lose_process()
+        life.revision = NEWEST if life.revision < NEWEST else FIRST
+        if self._random.random() < 0.4:
+            self._is_raised = True
+            await self.administrator.step(lambda admin: admin.raise_level(NEWEST))
+            levels = [each.machine.cluster.level for other in self.world.lives for each in other.replicas if each.failure is None]
+            self.judge.mark("the feature level was raised", max(levels, default=0) == NEWEST)
+
+    async def _stop_in_order(self, life: Life) -> None:
+        if not life.is_ready or life.node is None:
             return
         life.is_ready = False
         life.excuse = "it was stopped"
@@ -213,7 +244,7 @@ class Faults:
         life.lose_power()
         self._stores += 1
         stranger = Life(self.world, life.place, self._stores)
-        stranger.host = life.host
+        stranger.host, stranger.revision = life.host, life.revision
         stranger.disk_pace.set(self._pace)
         stranger.join = tuple(f"{other.host}:1" for other in lives if other is not life)
         self.world.retire(life)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
+from context_node.contexts.revisions import NEWEST
 from context_node.raft import ConfState, EntryKind, MessageKind, Role, peek_message, unpack_log_record
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_store import LogStore
@@ -297,9 +298,19 @@ class Judge:
             self.mark("members changed")
 
     def note_end(self, life: Any, error: BaseException) -> None:
-        """A node ended by itself. Only a disk that failed it is a reason (P10)."""
+        """A node ended by itself. Only a disk that failed it is a reason (P10), or a feature level that it does not understand."""
+        if life.revision < NEWEST and "feature level" in str(error):
+            self.mark("a node that went back to the version before was turned away")
+            life.revision = NEWEST
+            return
         self.check(bool(life.excuse), "START" if not life.is_ready else "END", f"{life.name} ended by itself: {error}")
         self.mark("a node ended because its disk failed")
+
+    def note_newer(self, life: Any, error: BaseException) -> None:
+        """A replica met a command that its node does not understand. That may happen to a node that went back and has not been heard of
+        yet, never to one whose revision the cluster knows."""
+        self.check(not life.is_registered, "LEVEL", f"{life.name} is a member of revision {life.revision}: {error}")
+        self.mark("a node that went back met a newer command")
 
     # --- watching -----------------------------------------------------------------------------------------------------
 

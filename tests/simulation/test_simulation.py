@@ -9,6 +9,7 @@ from simulation.__main__ import EVENTS, HASH_SEEDS, lines_of, worker
 from simulation.run import simulate
 
 SEEDS = 150
+UPGRADES = 30
 CHUNK = 30
 SITUATIONS_MIN = 40
 
@@ -27,6 +28,19 @@ def test_no_rule_is_violated_and_the_same_seed_gives_the_same_run(first: int) ->
             reached.update(line["marks"])
     assert sorted(traces) == list(range(first, first + CHUNK)), "a process of the simulation ended early"
     assert [seed for seed, different in traces.items() if len(different) != 1] == []
+
+
+@pytest.mark.slow
+def test_s4_no_rule_is_violated_while_nodes_become_the_next_version_and_the_one_before_again() -> None:
+    """W5, S4: two versions whose state machines differ, and somebody who ends the upgrade at any moment, also too early."""
+    upgrading = worker(["work", "1", str(UPGRADES), str(EVENTS), "--upgrade"], HASH_SEEDS[0])
+    lines = [line for _, line in lines_of([upgrading]) if line is not None]
+    assert [line["seed"] for line in lines] == list(range(1, UPGRADES + 1)), "the process of the simulation ended early"
+    for line in lines:
+        assert not line["failure"], f"{line['failure']}\nagain: make sim-replay SEED={line['seed']} ARGS=--upgrade"
+    marks = sum((Counter(line["marks"]) for line in lines), Counter[str]())
+    assert marks["the feature level was raised"] >= 5
+    assert marks["a node that went back to the version before was turned away"] >= 1
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from context_node.contexts.commands import Defaults, Rules
+from context_node.contexts.revisions import NEWEST, NewerRevision
 from context_node.runtime.cluster import RAFT, ClusterOptions
 from context_node.runtime.log_store import LogOptions
 from context_node.runtime.node import Node, NodeOptions
@@ -42,6 +43,8 @@ UPKEEP = UpkeepLimits(
     interval_s=0.2,
 )
 START_MS = 1_700_000_000_000
+FIRST = max(1, NEWEST - 1)
+"""The version that every run begins with."""
 
 
 @dataclass
@@ -122,6 +125,8 @@ class Life:
         """Why this process may end by itself: what was done to its disk."""
         self.ended_by: BaseException | None = None
         self.join: tuple[str, ...] = ()
+        self.revision = FIRST
+        """The version that runs here, by what it understands; two take part where the next one is planted."""
 
     @property
     def is_alive(self) -> bool:
@@ -156,7 +161,13 @@ class Life:
             disk=self.disk,
             retry_full_disk_s=0.2,
             cluster=cluster,
+            revision=self.revision,
         )
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the cluster has heard what runs here now."""
+        return self.is_ready and self.node is not None and all(task.get_name() != "registration" for task in self.node._tasks)
 
     def start(self) -> Process:
         assert not self.is_alive
@@ -262,6 +273,10 @@ class World:
             raise self.judge.violation
         if self.loop.errors:
             error = self.loop.errors[0]
+            if life is not None and isinstance(error.get("exception"), NewerRevision):
+                self.judge.note_newer(life, error["exception"])
+                self.loop.errors.clear()
+                return
             raise Unexpected(f"{error.get('owner')}: {error.get('message')}: {error.get('exception')!r}") from error.get("exception")
 
     async def until(self, condition: Callable[[], bool], seconds: float, rule: str, sentence: Callable[[], str]) -> None:

@@ -1,8 +1,8 @@
 """Bugs that are planted in the shell, to show that the simulation finds such bugs."""
 
-from simulation.mutants import members, persisting, serving, snapshots
+from simulation.mutants import members, persisting, serving, snapshots, upgrades
 from simulation.mutants.planted import Mutant, plant
 
-MUTANTS: tuple[Mutant, ...] = (*persisting.MUTANTS, *snapshots.MUTANTS, *serving.MUTANTS, *members.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (*persisting.MUTANTS, *snapshots.MUTANTS, *serving.MUTANTS, *members.MUTANTS, *upgrades.MUTANTS)
 
 __all__ = ["MUTANTS", "Mutant", "plant"]

@@ -79,8 +79,8 @@ MUTANTS = (
         (
             (
                 CLUSTER,
-                "            self._now_ms(), member.store, member.name,",
-                "            self._now_ms(), member.name.partition('.')[0], member.name,",
+                "        command = RegisterNode(self._now_ms(), member.store,",
+                "        command = RegisterNode(self._now_ms(), member.name.partition('.')[0],",
             ),
         ),
     ),
