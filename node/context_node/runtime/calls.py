@@ -17,6 +17,7 @@ from context_node.contexts.replies import Appended, ContextView, NamedPolicyView
 from context_node.contexts.requests import Append, Compact, ListContexts, PatchMetadata, PutContext, PutPolicy
 from context_node.runtime.not_here import NotHere
 from context_node.runtime.reads import Listed, Page, WindowAnswer
+from context_node.runtime.streams import Frame
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
@@ -114,9 +115,14 @@ KINDS: Mapping[str, Kind] = {
     "tail": Kind(tuple[_id, int, int], Page),
     "window": Kind(tuple[_id, int | None, int | None, str | None], WindowAnswer),
     "list_shard": Kind(tuple[int, ListContexts], list[Listed]),
+    "follow": Kind(tuple[_id, int], tuple[int, int]),
+    "follow_next": Kind(tuple[int, float], tuple[list[Frame], int]),
+    "follow_close": Kind(tuple[int], None),
     # Policies: asked of the node that leads the system group.
     "put_policy": Kind(tuple[str, PutPolicy], NamedPolicyView, is_write=True),
     "delete_policy": Kind(tuple[str], None, is_write=True),
+    "get_policy": Kind(tuple[str], NamedPolicyView),
+    "list_policies": Kind(tuple[()], list[NamedPolicyView]),
     # The cluster.
     "join": Kind(tuple[Member], Welcome, is_write=True),
     "nodes": Kind(tuple[()], tuple[NodeRecord, ...]),

@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
-from context_node.contexts.refusals import Unavailable
+from context_node.contexts.refusals import ContextNotFound
 from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, Put, Rewritten
 from context_node.contexts.requests import Append, Compact, ListContexts, PatchMetadata, PutContext, PutPolicy
 from context_node.runtime.cluster import Cluster, Handler
+from context_node.runtime.following import Followed, RemoteSubscription
 from context_node.runtime.not_here import NotHere
 from context_node.runtime.reads import Listed, Page, WindowAnswer, merged_page
 from context_node.runtime.service import Service
@@ -21,6 +22,8 @@ from context_node.runtime.streams import Subscription
 
 WRITES = ("append", "put_context", "patch_metadata", "delete_context", "purge_context", "compact", "pin")
 READS = ("get_context", "page", "tail", "window")
+EXPORT_MESSAGES = 500
+"""So many messages of an export are asked for at once."""
 
 
 class RoutedService:
@@ -31,14 +34,15 @@ class RoutedService:
         self._cluster = cluster
         self._shards = shards
         self._new_context_id = new_context_id
-        self.get_policy = local.get_policy
-        self.list_policies = local.list_policies
         self.ready = local.ready
         for name in (*WRITES, *READS):
             cluster.handlers[name] = self._led_here(getattr(local, name))
         cluster.handlers["list_shard"] = local.list_shard
         cluster.handlers["put_policy"] = self._led_by_system(local.put_policy)
-        cluster.handlers["delete_policy"] = self._led_by_system(local.delete_policy)
+        for name in ("delete_policy", "get_policy", "list_policies"):
+            cluster.handlers[name] = self._led_by_system(getattr(local, name))
+        self._followed = Followed(cluster, local.subscribe)
+        cluster.handlers["follow"] = self._led_here(self._followed.open)
 
     def _led_here(self, method: Handler) -> Handler:
         async def answer(context_id: str, *arguments: Any) -> Any:
@@ -66,8 +70,7 @@ class RoutedService:
 
     async def _read(self, name: str, context_id: str, *arguments: Any) -> Any:
         shard = shard_of(context_id, self._shards.count)
-        replica = self._shards.held(shard)
-        if replica is not None and replica.failure is None and not replica.is_installing and replica.applied_index:
+        if self._holds(shard):
             return await getattr(self._local, name)(context_id, *arguments)
         return await self._cluster.call_leader(shard, name, (context_id, *arguments))
 
@@ -114,8 +117,7 @@ class RoutedService:
     async def list_contexts(self, request: ListContexts) -> tuple[list[ContextView], str | None]:
         pages: list[list[Listed]] = []
         for shard in range(self._shards.count):
-            replica = self._shards.held(shard)
-            if replica is not None and replica.failure is None and not replica.is_installing and replica.applied_index:
+            if self._holds(shard):
                 # A filter that matches little reads a whole shard; let others in between.
                 await asyncio.sleep(0)
                 pages.append(await self._local.list_shard(shard, request))
@@ -123,19 +125,40 @@ class RoutedService:
                 pages.append(cast(list[Listed], await self._cluster.call_leader(shard, "list_shard", (shard, request))))
         return merged_page(pages, request)
 
-    async def subscribe(self, context_id: str, cursor: int) -> Subscription:
-        self._check_held(context_id)
-        return await self._local.subscribe(context_id, cursor)
+    def _holds(self, shard: int) -> bool:
+        """Whether a read of the shard can be answered here."""
+        replica = self._shards.held(shard)
+        return replica is not None and replica.failure is None and not replica.is_installing and bool(replica.applied_index)
+
+    async def subscribe(self, context_id: str, cursor: int) -> Subscription | RemoteSubscription:
+        shard = shard_of(context_id, self._shards.count)
+        if self._holds(shard):
+            return await self._local.subscribe(context_id, cursor)
+        node, handle = await self._cluster.call_leader(shard, "follow", (context_id, cursor))
+        return RemoteSubscription(self._cluster, node, handle)
 
     def export(self, context_id: str) -> AsyncIterator[bytes]:
-        self._check_held(context_id)
-        return self._local.export(context_id)
+        if self._holds(shard_of(context_id, self._shards.count)):
+            return self._local.export(context_id)
+        return self._export_from_leader(context_id)
 
-    def _check_held(self, context_id: str) -> None:
-        shard = shard_of(context_id, self._shards.count)
-        if self._shards.held(shard) is None:
-            name = self._cluster.name_of(self._cluster.leader_of(shard))
-            raise Unavailable(f"This node does not hold the context; ask node {name}.", retry_after_s=1, leader=name)
+    async def _export_from_leader(self, context_id: str) -> AsyncIterator[bytes]:
+        """As `Reads.export`, page by page. A context that was purged meanwhile ends it, also if another has taken its id."""
+        view = await self.get_context(context_id)
+        first, last_seq = 1, view.last_seq
+        yield b""
+        while first <= last_seq:
+            try:
+                page = await self.page(context_id, first, min(EXPORT_MESSAGES, last_seq - first + 1), False)
+                present = await self.get_context(context_id)
+            except ContextNotFound:
+                return
+            if present.incarnation != view.incarnation:
+                return
+            if not page.messages:
+                raise AssertionError(f"messages {first} to {last_seq} are not there")
+            first += len(page.messages)
+            yield b"".join([line for message in page.messages for line in (message, b"\n")])
 
     # --- policies ----------------------------------------------------------------------------------------------------
 
@@ -144,6 +167,16 @@ class RoutedService:
 
     async def delete_policy(self, name: str) -> None:
         await self._cluster.call_leader(SYSTEM_SHARD, "delete_policy", (name,))
+
+    async def get_policy(self, name: str) -> NamedPolicyView:
+        if self._holds(SYSTEM_SHARD):
+            return await self._local.get_policy(name)
+        return cast(NamedPolicyView, await self._cluster.call_leader(SYSTEM_SHARD, "get_policy", (name,)))
+
+    async def list_policies(self) -> list[NamedPolicyView]:
+        if self._holds(SYSTEM_SHARD):
+            return await self._local.list_policies()
+        return cast(list[NamedPolicyView], await self._cluster.call_leader(SYSTEM_SHARD, "list_policies", ()))
 
     def leader_of(self, context_id: str) -> str:
         return self._cluster.name_of(self._cluster.leader_of(shard_of(context_id, self._shards.count)))

@@ -102,6 +102,12 @@ class Subscription:
             except TimeoutError:
                 return None
 
+    def next_now(self) -> Frame | None:
+        """The next frame if there is one already."""
+        if not self._ready and self._error is None and self._replica.failure is None:
+            self._fill()
+        return self._ready.popleft() if self._ready else None
+
     def _fill(self) -> bool:
         """Put what is next in order into `_ready`. Returns whether there is anything."""
         if self._notices and self._notices[0][0] <= self._position:
