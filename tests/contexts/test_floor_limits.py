@@ -76,8 +76,8 @@ def test_s2_a_tiny_budget_over_thousands_of_items_looks_at_the_whole_window_a_fe
     for at in range(3):
         append(machine, at + 1, *[text("system", "x")] * 700, *[text("user", "y")] * 300)
     looks: list[int] = []
-    analyse = compaction.analyse
-    monkeypatch.setattr(compaction, "analyse", lambda items, budget: looks.append(len(items)) or analyse(items, budget))
+    evict = compaction._evict_messages
+    monkeypatch.setattr(compaction, "_evict_messages", lambda window, plan: looks.append(len(window.items)) or evict(window, plan))
     items = machine.contexts["a"].window.items
     fitted = fit(items, Plan(1, 0.7, 0.5, Strategy(), 10_000))
     assert [item.role for item in fitted.items].count("system") == 2_100

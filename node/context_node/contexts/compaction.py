@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from context_node.contexts.items import Item
+from context_node.contexts.items import LIVE, Item
 from context_node.contexts.units import Analysis, Unit, analyse
 from context_node.contexts.window import Window
 
@@ -77,8 +77,11 @@ def compact(window: Window, plan: Plan) -> Outcome:
     window.settle()
     if not is_due(window, plan):
         return NOTHING
+    if not plan.strategy.edits and _is_unlinked(window):
+        changed = _evict_messages(window, plan)
+        return Outcome(changed, changed and plan.strategy.manual)
     analysis = analyse(window.items, plan.budget)
-    goal = _Goal.of(window, plan, analysis)
+    goal = _Goal.of(window, plan, analysis.counted)
     changed = False
     for edit in plan.strategy.edits:
         items = edit(window.items, analysis)
@@ -91,6 +94,13 @@ def compact(window: Window, plan: Plan) -> Outcome:
     if not goal.is_met(window, analysis):
         changed = _evict(window, analysis, goal) or changed
     return Outcome(changed, changed and plan.strategy.manual)
+
+
+def _is_unlinked(window: Window) -> bool:
+    for item in window.items:  # noqa: SIM110 - a loop costs half of all() here
+        if item.kind != LIVE or not item.is_plain:
+            return False
+    return True
 
 
 def is_above_trigger(window: Window, plan: Plan) -> bool:
@@ -131,9 +141,9 @@ class _Goal:
     size: int
 
     @classmethod
-    def of(cls, window: Window, plan: Plan, analysis: Analysis) -> "_Goal":
+    def of(cls, window: Window, plan: Plan, counted: int) -> "_Goal":
         count = plan.strategy.limit
-        if count is not None and analysis.counted > count:
+        if count is not None and counted > count:
             count = plan.shrunk(count)
         items = plan.items_max
         if len(window.items) > items:
@@ -167,6 +177,43 @@ def _evict(window: Window, analysis: Analysis, goal: _Goal) -> bool:
             total -= len(unit.places)
             size -= sum([len(window.items[place].body) for place in unit.places])
             counted -= len(unit.places) - (unit is analysis.last_user)
+    if gone:
+        window.drop(gone, start - body)
+    return bool(gone)
+
+
+def _evict_messages(window: Window, plan: Plan) -> bool:
+    """What `_evict` does, for a window of messages that nothing links to each other: each is a unit of its own, a turn begins with every
+    user message, and nobody has to look at more than what goes. Most windows are of this kind."""
+    items = window.items
+    seqs = [item.seq for item in items]
+    newest = seqs.index(max(seqs))
+    last_user = next((place for place in range(len(items) - 1, -1, -1) if items[place].role == "user"), -1)
+    floor = {newest}
+    counted = len(items) - window.head_count
+    if last_user >= 0 and not items[last_user].is_head_alone:
+        counted -= 1
+        newest_tokens = 0 if items[newest].is_head_alone else items[newest].tokens
+        if window.head_tokens + newest_tokens + items[last_user].tokens <= plan.budget:
+            floor.add(last_user)
+    goal = _Goal.of(window, plan, counted)
+    body = start = window.tokens - window.head_tokens
+    total, size = len(items), window.size_bytes
+    gone: set[int] = set()
+    is_whole = True
+    for place, item in enumerate(items):
+        # Earlier turns go whole; of the last one, message by message.
+        is_whole = is_whole or place >= last_user or item.role == "user"
+        if item.is_head_alone or place in floor:
+            continue
+        if is_whole and goal.holds(body, counted, total, size):
+            break
+        is_whole = False
+        gone.add(place)
+        body -= item.tokens
+        total -= 1
+        size -= len(item.body)
+        counted -= place != last_user
     if gone:
         window.drop(gone, start - body)
     return bool(gone)
