@@ -99,6 +99,10 @@ class Settings:
         reason="steps without a leader before an election, drawn from here up to twice as many; longer than any pause of a healthy node",
     )
 
+    slow_disk_s: float = setting(
+        0.5, group=CLUSTER, unit="s", low=0, high=60,
+        reason="a node whose fsyncs take longer than this for a while hands over what it leads to nodes with quicker disks; 0: never",
+    )
     rebalance: str = setting(
         "auto", group=CLUSTER, choices=("auto", "manual"),
         reason="whether the nodes move replicas and leaders by themselves; manual leaves it to `contextstore cluster rebalance`",

@@ -131,7 +131,8 @@ def status_text(view: ClusterView, with_shards: bool = False) -> str:
         health += f", {view.shards_under_replicated} under-replicated"
     rows: list[tuple[str, ...]] = [("NODE", "NAME", "STATE", "ZONE", "REPLICAS", "LEADS", "PEERS AT", "VERSION")]
     for node in view.nodes:
-        marks = [mark for mark, is_set in (("cordoned", node.cordoned), ("draining", node.draining)) if is_set]
+        wished = (("cordoned", node.cordoned), ("draining", node.draining), ("slow disk", node.has_slow_disk))
+        marks = [mark for mark, is_set in wished if is_set]
         state = ",".join(["ready" if node.is_ready else "starting" if node.is_alive else "AWAY", *marks])
         rows.append((str(node.number), node.name, state, node.zone, str(node.replicas), str(node.leaders), node.peer_address, node.version))
     shown = [shard for shard in view.shards if with_shards or is_troubled(shard, view)]

@@ -39,6 +39,7 @@ class NodeView(msgspec.Struct, frozen=True):
     is_ready: bool
     version: str
     revision: int
+    has_slow_disk: bool
     cordoned: bool
     draining: bool
     replicas: int
@@ -71,7 +72,9 @@ def view_of(value: object) -> ClusterView:
 def cluster_info(view: ClusterView) -> ClusterInfo:
     """What the planner needs."""
     return ClusterInfo(
-        nodes=tuple(NodeInfo(node.number, node.zone, node.is_alive, node.cordoned, node.draining) for node in view.nodes),
+        nodes=tuple(
+            NodeInfo(node.number, node.zone, node.is_alive, node.cordoned or node.has_slow_disk, node.draining) for node in view.nodes
+        ),
         shards=tuple(
             ShardInfo(
                 shard.shard,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from context_node.contexts.cluster import MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
+from context_node.contexts.cluster import AdvanceEpoch, MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
 from context_node.contexts.commands import (
     AppendMessages,
     Command,
@@ -93,6 +93,7 @@ GOLDEN: list[tuple[Command, str]] = [
     (RegisterNode1(1, "s", "n", "p:1", "c:1", "z"), "97af6e6f64652d72656769737465722f3101a173a16ea3703a31a3633a31a17a"),
     (RegisterNode(1, "s", "n", "p:1", "c:1", "z", 2), "98af6e6f64652d72656769737465722f3201a173a16ea3703a31a3633a31a17a02"),
     (RaiseLevel(1, 2, 3), "94ad6c6576656c2d72616973652f31010203"),
+    (AdvanceEpoch(1, 2), "93af65706f63682d616476616e63652f310102"),
     (Compare(1, "m"), "93a9636f6d706172652f3101a16d"),
     (MarkNode(1, 2, 3, True, False, True), "97ab6e6f64652d6d61726b2f31010203c3c2c3"),
     (SetReplication(1, 2, 3), "94b17265706c69636174696f6e2d7365742f31010203"),

@@ -277,6 +277,13 @@ def test_steps_may_be_repeated_and_refuse_what_would_harm(tmp_path: Path) -> Non
         await admin.set_replication(5, epoch=7)
         with pytest.raises(Unprocessable, match="newer administrator"):
             await admin.set_replication(3, epoch=6)
+        for step in (admin.add_learner(0, other, epoch=6), admin.change_members(0, (), (), epoch=6), admin.transfer_leader(0, leader, 6)):
+            with pytest.raises(Unprocessable, match="newer administrator"):
+                await step
+        assert cluster_of(await cluster.leader(0)).number == other
+        await admin.transfer_leader(0, leader, epoch=8)
+        with pytest.raises(Unprocessable, match="newer administrator"):
+            await admin.raise_level(1, epoch=7)
         with pytest.raises(Unprocessable, match="drain it first"):
             await admin.mark_node(leader, removed=True)
         await cluster.stop()
@@ -614,8 +621,9 @@ def test_a_member_does_not_join_another_cluster(tmp_path: Path) -> None:
         member.options = replace(member.options, cluster=replace(member.options.cluster, join=join))
         # It knows the members of its own cluster as well; they do not answer.
         await one.nodes[0].stop()
-        with pytest.raises(StorageFailed, match="belongs to cluster"):
+        with pytest.raises(RuntimeError, match="data belongs to cluster"):
             await member.start()
+        assert [node.name for node in cluster_of(other.nodes[0]).members()] == ["n0"], "nobody was registered"
         await other.stop()
 
     run(check())

@@ -115,9 +115,11 @@ class TestCluster:
         await until(is_full)
 
     async def is_quiet(self) -> bool:
-        """Whether every shard has a leader that all its members have caught up with."""
+        """Whether every shard has a leader that all its members have caught up with, and has been applied everywhere."""
         view = await self.look()
-        return all(
+        applied = {shard.shard: shard.applied for shard in view.shards}
+        replicas = [replica for node in self.alive for replica in node.engine.replicas.values()]
+        return all(replica.applied_index >= applied[replica.shard] for replica in replicas) and all(
             shard.leader is not None
             and not shard.is_joint
             and all(one.match_index >= shard.applied for one in shard.replicas if one.is_voter)

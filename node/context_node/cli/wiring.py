@@ -37,6 +37,7 @@ def cluster_options(settings: Settings) -> ClusterOptions | None:
         join=settings.join,
         tick_s=settings.raft_tick_s,
         election_ticks=settings.election_ticks,
+        slow_disk_s=settings.slow_disk_s,
         call_timeout_s=settings.request_timeout_s,
     )
 

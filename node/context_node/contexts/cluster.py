@@ -88,6 +88,13 @@ class RaiseLevel(msgspec.Struct, frozen=True, array_like=True, tag="level-raise/
     level: int
 
 
+class AdvanceEpoch(msgspec.Struct, frozen=True, array_like=True, tag="epoch-advance/1"):
+    """An administrator of this epoch is about to take a step elsewhere: older ones are refused from here on."""
+
+    at_ms: int
+    epoch: int
+
+
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
     next_number: int
     epoch: int
@@ -121,7 +128,7 @@ class ClusterState:
         """Those that were not removed, by number."""
         return [node for _, node in sorted(self._nodes.items()) if not node.removed]
 
-    def apply(self, command: RegisterNode1 | RegisterNode | MarkNode | SetReplication | RaiseLevel) -> Reply:
+    def apply(self, command: RegisterNode1 | RegisterNode | MarkNode | SetReplication | RaiseLevel | AdvanceEpoch) -> Reply:
         """Carry out a command. Raises `Refusal`."""
         match command:
             case RegisterNode():
@@ -134,6 +141,9 @@ class ClusterState:
                 return self._set_replication(command)
             case RaiseLevel():
                 return self._raise_level(command)
+            case AdvanceEpoch():
+                self._check_epoch(command.epoch)
+                return Done()
 
     def _register(self, command: RegisterNode1 | RegisterNode, revision: int) -> Reply:
         if not self._nodes:

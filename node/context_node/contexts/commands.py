@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from context_node.contexts.cluster import MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
+from context_node.contexts.cluster import AdvanceEpoch, MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
 from context_node.contexts.items import MESSAGE_OVERHEAD_TOKENS
 from context_node.contexts.parts import Mark, mark_part
 from context_node.contexts.requests import NewMessage
@@ -224,7 +224,7 @@ class Compare(msgspec.Struct, frozen=True, array_like=True, tag="compare/1"):
 
 ContextCommand = AppendMessages | PutConfig | PatchMetadataCommand | Tombstone | Purge | RewriteWindow | RebuildWindow | PinMessage
 PolicyCommand = PutPolicyCommand | DeletePolicyCommand | CopyPolicy
-ClusterCommand = RegisterNode1 | RegisterNode | MarkNode | SetReplication | RaiseLevel
+ClusterCommand = RegisterNode1 | RegisterNode | MarkNode | SetReplication | RaiseLevel | AdvanceEpoch
 Command = ContextCommand | PolicyCommand | ClusterCommand | Compare
 
 encode_command = msgspec.msgpack.Encoder().encode

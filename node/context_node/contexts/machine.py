@@ -11,7 +11,7 @@ import msgspec
 
 from context_node.contexts import pinning, rewriting
 from context_node.contexts.changes import rowid
-from context_node.contexts.cluster import MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
+from context_node.contexts.cluster import AdvanceEpoch, MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
 from context_node.contexts.commands import (
     AppendMessages,
     Command,
@@ -96,7 +96,7 @@ class Machine(ShardState):
                 return self._put_policy(command), None
             case DeletePolicyCommand():
                 return self._delete_policy(command), None
-            case RegisterNode() | RegisterNode1() | MarkNode() | SetReplication() | RaiseLevel():
+            case RegisterNode() | RegisterNode1() | MarkNode() | SetReplication() | RaiseLevel() | AdvanceEpoch():
                 return self.cluster.apply(command), None
             case Compare():
                 return Done(), None

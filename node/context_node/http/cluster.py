@@ -57,21 +57,21 @@ async def change_node(edge: "Edge", call: Call) -> Reply:
 async def add_learner(edge: "Edge", call: Call) -> Reply:
     """POST /v1/cluster/shards/{shard}/learners"""
     body = await _body(edge, call, _LEARNER)
-    await _admin(edge).add_learner(_shard(call), body.node)
+    await _admin(edge).add_learner(_shard(call), body.node, body.epoch)
     return empty_reply(204)
 
 
 async def change_members(edge: "Edge", call: Call) -> Reply:
     """POST /v1/cluster/shards/{shard}/members"""
     body = await _body(edge, call, _MEMBERS)
-    await _admin(edge).change_members(_shard(call), tuple(body.promote), tuple(body.remove))
+    await _admin(edge).change_members(_shard(call), tuple(body.promote), tuple(body.remove), body.epoch)
     return empty_reply(204)
 
 
 async def transfer_leader(edge: "Edge", call: Call) -> Reply:
     """POST /v1/cluster/shards/{shard}/leader"""
     body = await _body(edge, call, _LEADER)
-    await _admin(edge).transfer_leader(_shard(call), body.node)
+    await _admin(edge).transfer_leader(_shard(call), body.node, body.epoch)
     return empty_reply(204)
 
 

@@ -297,6 +297,7 @@ class NodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class LearnerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: NodeNumber
+    epoch: Epoch = 0
 
 
 class MembersBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -304,10 +305,12 @@ class MembersBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     promote: Annotated[list[ReplicaId], Meta(max_length=9)] = []
     remove: Annotated[list[ReplicaId], Meta(max_length=9)] = []
+    epoch: Epoch = 0
 
 
 class LeaderBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: NodeNumber
+    epoch: Epoch = 0
 
 
 class Problem(msgspec.Struct, frozen=True):

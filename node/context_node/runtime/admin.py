@@ -46,7 +46,8 @@ class ShardView(msgspec.Struct, frozen=True):
 
 
 class NodeView(msgspec.Struct, frozen=True):
-    """One node. `is_alive`: it answered just now. `revision`: the newest of the state machine that it understands."""
+    """One node. `is_alive`: it answered just now. `revision`: the newest of the state machine that it understands;
+    `has_slow_disk`: it hands over what it leads, and takes nothing new."""
 
     number: int
     name: str
@@ -57,6 +58,7 @@ class NodeView(msgspec.Struct, frozen=True):
     is_ready: bool
     version: str
     revision: int
+    has_slow_disk: bool
     cordoned: bool
     draining: bool
     replicas: int
@@ -125,6 +127,7 @@ class ClusterAdmin:
                 is_ready=node.number in alive and alive[node.number].is_ready,
                 version=alive[node.number].version if node.number in alive else "",
                 revision=alive[node.number].revision if node.number in alive else node.revision,
+                has_slow_disk=node.number in alive and alive[node.number].has_slow_disk,
                 cordoned=node.cordoned,
                 draining=node.draining,
                 replicas=sum(replica.node == node.number for shard in ordinary for replica in shard.replicas),
@@ -193,18 +196,23 @@ class ClusterAdmin:
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
-    async def add_learner(self, shard: int, node: int) -> None:
+    # An `epoch` of 0 is nobody's and is not compared. One that is older than the newest seen is refused.
+
+    async def add_learner(self, shard: int, node: int, epoch: int = 0) -> None:
         """Give a node a replica of a shard that follows and does not vote yet."""
         self._check_node(node)
+        await self._advance(epoch)
         await self._cluster.call_leader(self._checked(shard), "add_learner", (shard, node))
 
-    async def change_members(self, shard: int, promote: tuple[int, ...], remove: tuple[int, ...]) -> None:
+    async def change_members(self, shard: int, promote: tuple[int, ...], remove: tuple[int, ...], epoch: int = 0) -> None:
         """Make learners voters and take replicas out, in one change."""
+        await self._advance(epoch)
         await self._cluster.call_leader(self._checked(shard), "change_members", (shard, promote, remove))
 
-    async def transfer_leader(self, shard: int, node: int) -> None:
+    async def transfer_leader(self, shard: int, node: int, epoch: int = 0) -> None:
         """Hand a shard's leadership to its voter on a node."""
         self._check_node(node)
+        await self._advance(epoch)
         await self._cluster.call_leader(self._checked(shard), "transfer_leader", (shard, node))
 
     async def mark_node(
@@ -281,6 +289,12 @@ class ClusterAdmin:
             what = f"Several nodes are called {name}; give the number" if found else f"There is no node {name}"
             raise Unprocessable(f"{what}. Nodes: {names}.", name=name)
         return found[0]
+
+    async def _advance(self, epoch: int) -> None:
+        """Each shard's members are its own group's business, so the guard is a step of its own: it comes before, and from then on an older
+        administrator begins nothing. What that one began a moment earlier is a safe step as well, only not a wanted one."""
+        if epoch:
+            await self._cluster.call_leader(SYSTEM_SHARD, "advance_epoch", (epoch,))
 
     def _check_node(self, number: int) -> None:
         if all(node.number != number for node in self._cluster.members()):

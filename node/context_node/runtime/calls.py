@@ -21,7 +21,8 @@ from context_node.runtime.streams import Frame
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
-    """What a store says of itself when it asks to be taken in; `revision` is the newest of the state machine that its node understands."""
+    """What a store says of itself when it asks to be taken in; `revision` is the newest of the state machine that its node understands,
+    `cluster_id` the cluster that it belongs to already, if any."""
 
     store: str
     name: str
@@ -29,6 +30,7 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
     client: str
     zone: str
     revision: int = 1
+    cluster_id: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
@@ -82,6 +84,7 @@ class NodeStatus(msgspec.Struct, frozen=True, array_like=True):
     factor: int = 0
     level: int = 1
     revision: int = 1
+    has_slow_disk: bool = False
 
 
 class Digest(msgspec.Struct, frozen=True, array_like=True):
@@ -130,6 +133,7 @@ KINDS: Mapping[str, Kind] = {
     "leader": Kind(tuple[int], int),
     "mark_node": Kind(tuple[int, int, bool | None, bool | None, bool | None], None, is_write=True),
     "set_replication": Kind(tuple[int, int], None, is_write=True),
+    "advance_epoch": Kind(tuple[int], None, is_write=True),
     "raise_level": Kind(tuple[int, int], None, is_write=True),
     "compare": Kind(tuple[int, str], None, is_write=True),
     "digest": Kind(tuple[int, str], Digest | None),

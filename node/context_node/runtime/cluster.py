@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from context_node.contexts.cluster import ClusterState, MarkNode, NodeRecord, RaiseLevel, RegisterNode, SetReplication
+from context_node.contexts.cluster import AdvanceEpoch, ClusterState, MarkNode, NodeRecord, RaiseLevel, RegisterNode, SetReplication
 from context_node.contexts.refusals import OutcomeUnknown, Refusal, Unavailable, Unprocessable
 from context_node.contexts.replies import NodeNumber
 from context_node.raft import MessageKind, peek_message
@@ -44,7 +44,7 @@ class ClusterOptions:
     """`host` and `port` are listened on for peers; `advertise` is what others dial (`host:port`, empty: the same). `secret` (at least 16
     bytes) is the cluster's. `join`: nodes to ask to be taken in; without any, an empty data directory begins a cluster of its own.
     An election starts after `election_ticks` to twice as many ticks of `tick_s` without a leader. A group that is idle for `idle_ticks`
-    goes to rest; 0: none does."""
+    goes to rest; 0: none does. A node whose COMMITs take longer than `slow_disk_s` (0: never) hands over what it leads."""
 
     host: str
     port: int
@@ -57,6 +57,7 @@ class ClusterOptions:
     election_ticks: int = 10
     heartbeat_ticks: int = 2
     idle_ticks: int = 20
+    slow_disk_s: float = 0.5
     report_s: float = 0.5
     call_timeout_s: float = 30.0
     leader_wait_s: float = 3.0
@@ -72,10 +73,11 @@ class Led(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
-    """What a node leads, and the feature level that it knows."""
+    """What a node leads, the feature level that it knows, and whether its disk is slow."""
 
     led: tuple[Led, ...]
     level: int = 1
+    has_slow_disk: bool = False
 
 
 _raft_messages = msgspec.msgpack.Decoder(list[tuple[int, bytes]])
@@ -118,6 +120,7 @@ class Cluster:
             "mark_node": self._mark_node,
             "set_replication": self._set_replication,
             "raise_level": self._raise_level,
+            "advance_epoch": self._advance_epoch,
         }
         self._node = node
         self._random_bytes = random_bytes
@@ -132,6 +135,8 @@ class Cluster:
         self._told_nodes: tuple[NodeRecord, ...] = ()
         self._told_level = 1
         """The greatest feature level that this node was ever told."""
+        self.slow: dict[int, bool] = {}
+        """By node whether it last reported that its disk is slow."""
         self._reported: dict[int, tuple[int, int]] = {}
         """By shard the newest term and the node that leads it, as its leader reported."""
         self.on_led: Callable[[int, Led], None] = lambda _node, _led: None
@@ -192,7 +197,7 @@ class Cluster:
                     data = await self.transport.request_address(host, port, calls.encode_question("join", (self._me(),)), 10.0)
                     welcome = cast(Welcome, calls.decode_answer("join", data))
                 except (PeerUnavailable, PeerLost, PeerRefused, Refusal, OSError) as error:
-                    _check_level(error)
+                    _check_refusal(error)
                     if str(error) != complaint:
                         complaint = str(error)
                         logger.warning("not taken in yet by %s: %s", peer, complaint)
@@ -210,8 +215,9 @@ class Cluster:
 
     def _me(self) -> Member:
         store = self.transport.identity.store
-        revision = self._node.options.revision
-        return Member(store, self._node.options.name, self._advertised, self.options.client, self.options.zone, revision)
+        log, revision = self._node.log, self._node.options.revision
+        belongs_to = log.identity.cluster_id if log is not None and log.shards is not None else ""
+        return Member(store, self._node.options.name, self._advertised, self.options.client, self.options.zone, revision, belongs_to)
 
     async def run_ticks(self) -> None:
         """Give every group its time, at a steady pace; late ticks are not made up for, or a pause would start elections."""
@@ -249,7 +255,7 @@ class Cluster:
             self.connect_all()
             self._keep_nodes()
             self._check_level()
-            report = REPORT + _encode(Report(tuple(self._led()), self.level()))
+            report = REPORT + _encode(Report(tuple(self._led()), self.level(), self.has_slow_disk))
             # Told again now and then: whoever has just connected knows nothing yet.
             if report != self._told or rounds % 4 == 0:
                 self._told = report
@@ -265,7 +271,7 @@ class Cluster:
             try:
                 welcome = cast(Welcome, await self.call_leader(SYSTEM_SHARD, "join", (self._me(),)))
             except Refusal as refusal:
-                _check_level(refusal)
+                _check_refusal(refusal)
                 logger.info("not registered yet: %s", refusal.message)
                 await asyncio.sleep(0.5)
                 continue
@@ -288,6 +294,12 @@ class Cluster:
         """The feature level, as far as this node knows it; an older one than the newest is safe to go by."""
         system = self._system()
         return max(self._told_level, system.machine.cluster.level if system is not None else 1)
+
+    @property
+    def has_slow_disk(self) -> bool:
+        """Whether this node's disk is slow."""
+        engine = self._node.engine
+        return engine is not None and engine.disk.is_slow(asyncio.get_running_loop().time())
 
     def _check_level(self) -> None:
         level, revision = self.level(), self._node.options.revision
@@ -397,6 +409,7 @@ class Cluster:
         elif kind == REPORT:
             report = _reports.decode(body)
             self._told_level = max(self._told_level, report.level)
+            self.slow[peer.node] = report.has_slow_disk
             for led in report.led:
                 known = self._reported.get(led.shard, (0, 0))
                 if led.term >= known[0]:
@@ -500,6 +513,12 @@ class Cluster:
         return replica
 
     async def _take_in(self, member: Member) -> Welcome:
+        cluster_id = self.transport.identity.cluster_id
+        if member.cluster_id not in ("", cluster_id):
+            raise Unprocessable(
+                f"Node {member.name}'s data belongs to cluster {member.cluster_id}, and this is {cluster_id}; give it another directory.",
+                cluster_id=cluster_id,
+            )
         system = self._node.shards.held(SYSTEM_SHARD)
         if system is None or not system.group.is_leader:
             leader = self.leader_of(SYSTEM_SHARD)
@@ -510,7 +529,7 @@ class Cluster:
         number = cast(NodeNumber, accepted(await system.propose(command))).number
         self.connect_all()
         nodes = tuple(system.machine.cluster.members)
-        return Welcome(number, self.transport.identity.cluster_id, self._node.options.shards, nodes)
+        return Welcome(number, cluster_id, self._node.options.shards, nodes)
 
     async def _nodes_call(self) -> tuple[NodeRecord, ...]:
         return tuple(self.members())
@@ -522,6 +541,10 @@ class Cluster:
     async def _set_replication(self, epoch: int, factor: int) -> None:
         system = self.leading(SYSTEM_SHARD)
         accepted(await system.propose(SetReplication(self._now_ms(), epoch, factor)))
+
+    async def _advance_epoch(self, epoch: int) -> None:
+        system = self.leading(SYSTEM_SHARD)
+        accepted(await system.propose(AdvanceEpoch(self._now_ms(), epoch)))
 
     async def _raise_level(self, epoch: int, level: int) -> None:
         system = self.leading(SYSTEM_SHARD)
@@ -542,12 +565,12 @@ class Cluster:
         system = self.system_state()
         epoch, factor = (system.epoch, system.factor) if system is not None and system.members else (0, 0)
         version, revision = self._node.options.version, self._node.options.revision
-        return NodeStatus(self.number, version, boot, is_ready, reason, replicas, epoch, factor, self.level(), revision)
+        return NodeStatus(self.number, version, boot, is_ready, reason, replicas, epoch, factor, self.level(), revision, self.has_slow_disk)
 
 
-def _check_level(error: Exception) -> None:
-    """A node that is too old for the cluster's feature level cannot wait for anything: it ends."""
-    if isinstance(error, Unprocessable) and "level" in error.details:
+def _check_refusal(error: Exception) -> None:
+    """A node that is too old for the cluster's feature level, or whose data is another cluster's, cannot wait for anything: it ends."""
+    if isinstance(error, Unprocessable) and ("level" in error.details or "cluster_id" in error.details):
         raise RuntimeError(error.message) from None
 
 

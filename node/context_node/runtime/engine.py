@@ -22,6 +22,7 @@ from context_node.runtime.log_store import LogStore
 from context_node.runtime.quiescence import Rest, agrees, led_by, rest_of
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import node_of
+from context_node.runtime.slow_disk import DiskWatch
 from context_node.runtime.worker import Worker
 
 GATHER_S = 0.005
@@ -57,9 +58,11 @@ class Engine:
         on_failure: Callable[[BaseException], None],
         send: Callable[[int, list[tuple[int, bytes]]], None] = lambda _node, _messages: None,
         on_snapshot: Callable[[Replica, Ready], None] = lambda _replica, _ready: None,
+        slow_disk_s: float = 0.0,
     ) -> None:
         self.replicas: dict[int, Replica] = {}
         self.counters = EngineCounters()
+        self.disk = DiskWatch(slow_disk_s)
         self.failure: BaseException | None = None
         self._loop = loop
         self._log = log
@@ -313,6 +316,7 @@ class Engine:
         self.counters.commits += 1
         self.counters.batch_records += len(batch)
         self.counters.batch_bytes += sum([len(record) for _, record in batch])
+        self.disk.begin(self._loop.time())
         self._occupy(commit, lambda _report, error: self._committed(promises, error))
 
     def _occupy(self, job: Callable[[], Any], outcome: Callable[[Any, BaseException | None], None]) -> None:
@@ -322,6 +326,7 @@ class Engine:
 
     def _committed(self, promises: list[tuple[Replica, int]], error: BaseException | None) -> None:
         """The batch is durable: start the next one, then let every group count what it persisted, apply and answer."""
+        self.disk.end(self._loop.time())
         self._is_log_busy = False
         if error is not None:
             self.fail(error)

@@ -35,6 +35,9 @@ class NodeMetrics(Collector):
         yield gauge("shards_stopped", "Replicas that stopped after a fault; see the log.", sum(one.failure is not None for one in replicas))
         level = node.cluster.level() if node.cluster is not None else node.options.revision
         yield gauge("feature_level", "Revision of the state machine up to which commands are used.", level)
+        is_slow = node.cluster is not None and node.cluster.has_slow_disk
+        yield gauge("commit_mean_seconds", "Running mean of what a COMMIT of the log takes.", engine.disk.mean_s)
+        yield gauge("disk_slow", "1 while this node's disk is slow and what it leads is handed over.", int(is_slow))
         yield gauge("shards_led", "Groups that this node leads.", sum(one.failure is None and one.group.is_leader for one in replicas))
         yield gauge("shards_resting", "Groups that rest, having nothing to do.", sum(one.is_resting for one in replicas))
         moves = node.moves

@@ -8,7 +8,7 @@ no message can make one; a snapshot that was announced stays on the leader's dis
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,9 @@ SNAPSHOT_KEPT_S = 60.0
 
 HAND_OVER_S = 2.0
 """A stopping node waits so long for others to lead what it led."""
+
+DISK_LOOK_S = 0.5
+"""So often a node asks itself whether its disk is slow."""
 
 PULLS_AT_ONCE = 2
 BLANK_KEPT_S = 60.0
@@ -186,21 +189,43 @@ class Moves:
         """Give every leadership to the follower that is closest behind, so that nobody waits for an election when this node stops. What
         nobody can take stays: a node alone has nobody to give it to."""
         until = self._loop.time() + HAND_OVER_S
+        self._give_away({})
+        while self._loop.time() < until:
+            led = [each for each in self._node.shards.all() if each.failure is None and each.group.is_leader and not each.is_only_voter]
+            if not led:
+                return
+            await asyncio.sleep(0.01)
+
+    async def run_disk_watch(self) -> None:
+        """While this node's disk is slow, give what it leads to nodes whose disks are not; where all are slow, nothing moves."""
+        was_slow = False
+        while True:
+            await asyncio.sleep(DISK_LOOK_S)
+            is_slow = self._cluster.has_slow_disk
+            if is_slow:
+                given = self._give_away(self._cluster.slow)
+                if given or not was_slow:
+                    logger.warning("the disk is slow; %d leaderships are handed to other nodes", given)
+            elif was_slow:
+                logger.info("the disk is as quick as it should be again")
+            was_slow = is_slow
+
+    def _give_away(self, spared: Mapping[int, bool]) -> int:
+        """Begin to hand each leadership to the follower that is closest behind, but not to a `spared` node. Returns how many."""
         engine = self._node.engine
+        given = 0
         for replica in self._node.shards.all():
             if replica.failure is not None or not replica.group.is_leader or engine is None:
                 continue
             own, voters = replica.group.replica_id, replica.members.voters
             progress = replica.group.status().progress
             others = [one for one in progress if one.recent_active and one.replica_id in voters and one.replica_id != own]
-            best = max(others, key=lambda one: one.match_index, default=None)
+            able = [one for one in others if not spared.get(node_of(one.replica_id), False)]
+            best = max(able, key=lambda one: one.match_index, default=None)
             if best is not None and replica.group.transfer_leader(best.replica_id):
+                given += 1
                 engine.queue(replica)
-        while self._loop.time() < until:
-            led = [each for each in self._node.shards.all() if each.failure is None and each.group.is_leader and not each.is_only_voter]
-            if not led:
-                return
-            await asyncio.sleep(0.01)
+        return given
 
     def _heard_of(self, node: int, led: Led) -> None:
         """A leader says who belongs to its shard: a replica here that does not, at an index that it has passed, is over."""

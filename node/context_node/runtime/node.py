@@ -209,6 +209,7 @@ class Node:
             on_failure=self._log_failed,
             send=cluster.send,
             on_snapshot=moves.install,
+            slow_disk_s=cluster.options.slow_disk_s,
         )
 
     async def _enter(self, cluster: Cluster, log: LogStore, recovered: dict[int, RecoveredShard]) -> None:
@@ -243,6 +244,7 @@ class Node:
         self._spawn(cluster.run_registration(), "registration")
         if self.moves is not None:
             self._spawn(self.moves.run_snapshots(), "snapshots")
+            self._spawn(self.moves.run_disk_watch(), "disk watch")
         self._spawn(self._policies.run(), "policies")
 
     @property
