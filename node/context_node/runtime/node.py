@@ -539,7 +539,8 @@ class Node:
         engine = self.engine
         if engine is not None and not engine.is_failed:
             await engine.settled()
-            for replica in engine.replicas.values():
+            # Peers are heard until the end, and may still create replicas here or have them dropped.
+            for replica in list(engine.replicas.values()):
                 if replica.failure is None and self.upkeep is not None:
                     with suppress(StorageError):
                         await self.upkeep.checkpoint(replica)
