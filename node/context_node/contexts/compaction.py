@@ -198,22 +198,28 @@ def _evict_messages(window: Window, plan: Plan) -> bool:
             floor.add(last_user)
     goal = _Goal.of(window, plan, counted)
     body = start = window.tokens - window.head_tokens
-    total, size = len(items), window.size_bytes
+    size = window.size_bytes
+    # Of each kind so many may stay; the numbers are spelled out here, since this runs for every message that goes.
+    tokens_max, size_max, over = goal.tokens, goal.size, max(0, len(items) - goal.items)
+    over_counted = 0 if goal.count is None else counted - goal.count
     gone: set[int] = set()
-    is_whole = True
+    went = went_counted = 0
+    is_boundary = True
     for place, item in enumerate(items):
         # Earlier turns go whole; of the last one, message by message.
-        is_whole = is_whole or place >= last_user or item.role == "user"
+        if item.role == "user" or place >= last_user:
+            is_boundary = True
         if item.is_head_alone or place in floor:
             continue
-        if is_whole and goal.holds(body, counted, total, size):
-            break
-        is_whole = False
+        if is_boundary:
+            if body <= tokens_max and size <= size_max and went >= over and went_counted >= over_counted:
+                break
+            is_boundary = False
         gone.add(place)
+        went += 1
+        went_counted += place != last_user
         body -= item.tokens
-        total -= 1
         size -= len(item.body)
-        counted -= place != last_user
     if gone:
         window.drop(gone, start - body)
     return bool(gone)
