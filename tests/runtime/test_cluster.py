@@ -4,18 +4,21 @@ import asyncio
 import itertools
 import os
 from collections.abc import Awaitable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from context_node.contexts.refusals import Refusal, Unavailable, Unprocessable
 from context_node.contexts.requests import Append, PolicyChoice, PutContext, PutPolicy
-from context_node.runtime.cluster import Cluster, Led
+from context_node.raft import MessageKind, peek_message
+from context_node.runtime.cluster import RAFT, Cluster, Led
 from context_node.runtime.databases import DiskFull, StorageFailed
 from context_node.runtime.replica import Reader
 from context_node.runtime.shards import node_of, replica_id_on, shard_of
+from context_node.runtime.transport import PeerIdentity
 from context_node.runtime.upkeep import UpkeepLimits
 from support.clusters import TestCluster, until
 from support.running_nodes import NodeLife, append, everything, history, life, list_ids, message, run, texts_of
@@ -162,6 +165,94 @@ def test_a_node_that_is_far_behind_catches_up_by_snapshot(tmp_path: Path) -> Non
     run(check())
 
 
+async def replace_node(cluster: TestCluster, old: int, new: int) -> None:
+    """Put a node in the place of one that is gone, in every shard, and take that one out."""
+    admin = cluster.nodes[0].node.admin
+    assert admin is not None
+    for shard in (await admin.look()).shards:
+        await admin.add_learner(shard.shard, new)
+
+    async def is_replaced() -> bool:
+        view = await admin.look()
+        for shard in view.shards:
+            there = [one for one in shard.replicas if one.node == new]
+            gone = [one for one in shard.replicas if one.node == old]
+            if gone and there and there[0].is_caught_up:
+                await admin.change_members(shard.shard, (there[0].replica_id,), (gone[0].replica_id,))
+        return not any(one.node == old for shard in view.shards for one in shard.replicas)
+
+    await until(is_replaced)
+    await admin.mark_node(old, removed=True)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A Raft message that arrived: from which disk, in whose name, and what it was."""
+
+    store: str
+    sender: int
+    kind: int
+
+
+VOTES = (MessageKind.REQUEST_VOTE, MessageKind.REQUEST_VOTE_RESPONSE)
+
+
+def test_p11_a_wiped_node_votes_and_never_under_its_old_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Raft message that reaches any node is written down, with the disk that it came from. Elections before the disk is lost need the
+    node's votes, and so do those after it was replaced."""
+    heard: list[Heard] = []
+    on_message = Cluster._on_message
+
+    def listen(self: Cluster, peer: PeerIdentity, payload: bytes) -> None:
+        if payload[:1] == RAFT:
+            for _shard, message in msgspec.msgpack.decode(payload[1:], type=list[tuple[int, bytes]]):
+                kind, sender, _to, _term = peek_message(message)
+                heard.append(Heard(peer.store, sender, kind))
+        on_message(self, peer, payload)
+
+    monkeypatch.setattr(Cluster, "_on_message", listen)
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        first, victim, third = cluster.nodes
+        await append(first.service, "c", "kept")
+
+        async def elect_without(node: NodeLife) -> None:
+            """Two of three: whoever is elected has the other's vote."""
+            await node.kill()
+            await cluster.all_led()
+            await cluster.restart(node)
+            await cluster.all_led()
+            await until(cluster.is_quiet)
+
+        for node in (first, third, first):
+            await elect_without(node)
+        old_number, old_store = cluster_of(victim).number, cluster_of(victim).transport.identity.store
+        old_ids = {replica.group.replica_id for replica in victim.replicas}
+        voted = {each.sender for each in heard if each.store == old_store and each.kind in VOTES}
+        assert voted and voted <= old_ids
+        await victim.kill()
+        await cluster.all_led()
+        cluster.wipe(victim, "empty")
+        heard.clear()
+        await victim.start()
+        new_store = cluster_of(victim).transport.identity.store
+        assert new_store != old_store
+        await replace_node(cluster, old_number, cluster_of(victim).number)
+        await until(cluster.is_quiet)
+        new_ids = {replica.group.replica_id for replica in victim.replicas}
+        for node in (third, first, third):
+            await elect_without(node)
+        assert old_ids.isdisjoint(each.sender for each in heard)
+        assert not any(each.store == old_store for each in heard)
+        voted = {each.sender for each in heard if each.store == new_store and each.kind in VOTES}
+        assert voted and voted <= new_ids
+        assert texts_of(await history(victim.service, "c")) == ["kept"]
+        await cluster.stop()
+
+    run(check())
+
+
 def test_an_emptied_disk_comes_back_as_a_stranger(tmp_path: Path) -> None:
     """I2: the same name on an empty disk gets another number, and none of its replica ids is one that it had."""
 
@@ -178,26 +269,10 @@ def test_an_emptied_disk_comes_back_as_a_stranger(tmp_path: Path) -> None:
         assert cluster_of(victim).number > old_number
         assert victim.replicas == []
         assert (await victim.service.get_context("c")).last_seq == 1
-        # The old one is taken out and the stranger put in its place.
-        admin = cluster.nodes[0].node.admin
-        assert admin is not None
         number = cluster_of(victim).number
-        for shard in (await admin.look()).shards:
-            await admin.add_learner(shard.shard, number)
-
-        async def is_replaced() -> bool:
-            view = await admin.look()
-            for shard in view.shards:
-                new = [one for one in shard.replicas if one.node == number]
-                old = [one for one in shard.replicas if one.node == old_number]
-                if old and new and new[0].is_caught_up:
-                    await admin.change_members(shard.shard, (new[0].replica_id,), (old[0].replica_id,))
-            return not any(one.node == old_number for shard in view.shards for one in shard.replicas)
-
-        await until(is_replaced)
+        await replace_node(cluster, old_number, number)
         await until(cluster.is_quiet)
         assert old_ids.isdisjoint(replica.group.replica_id for node in cluster.nodes for replica in node.replicas)
-        await admin.mark_node(old_number, removed=True)
         assert texts_of(await history(victim.service, "c")) == ["kept"]
         await cluster.stop()
 
