@@ -61,7 +61,7 @@ types: setup ## Check types (mypy --strict)
 bench: setup ## Measure the node beside a bare endpoint
 	$(BIN)/python bench/run.py $(ARGS)
 
-bench-cluster: setup ## Measure three nodes beside etcd and NATS JetStream, every write synced by a majority (needs Go; 10 min)
+bench-cluster: setup ## Measure three nodes beside etcd, NATS JetStream and pysyncobj (needs Go; 10 min)
 	$(BIN)/python bench/cluster.py $(ARGS)
 
 bench-memory: setup ## Measure memory: 100,000 contexts restarted, 1,000,000 messages imported (10 min)
