@@ -88,11 +88,11 @@ class Shaken:
         self.moves += 1
         old, new = self.node, await self._fresh().start()
         for shard, replica in old.engine.replicas.items():
-            snapshot = await old.node.take_snapshot(shard)
-            incoming = new.node.incoming_snapshot(snapshot.manifest)
+            snapshot = await old.node.holdings.take_snapshot(shard)
+            incoming = new.node.holdings.incoming_snapshot(snapshot.manifest)
             for number in incoming.missing:
                 incoming.add(number, snapshot.chunk(number))
-            await new.node.install_snapshot(incoming, replica.group.status().replica_id)
+            await new.node.holdings.install_snapshot(incoming, replica.group.status().replica_id)
             snapshot.discard()
         await old.stop()
         self.node = new

@@ -31,7 +31,7 @@ async def fill(node: NodeLife, seed: int = 1, changes: int = 300) -> None:
 
 def received(node: Node, snapshot: Snapshot, seed: int = 1) -> Incoming:
     """Carry the chunks over, in any order and some of them twice."""
-    incoming = node.incoming_snapshot(Manifest.decode(snapshot.manifest.encode()))
+    incoming = node.holdings.incoming_snapshot(Manifest.decode(snapshot.manifest.encode()))
     rng = random.Random(seed)
     numbers = list(incoming.missing)
     rng.shuffle(numbers)
@@ -52,10 +52,10 @@ def test_p6_a_shard_moves_to_a_fresh_node_by_snapshots(tmp_path: Path) -> None:
         target = await life(tmp_path / "b", upkeep=EAGER).start()
         await append(target.service, "plain-0", "of the fresh node")
         for shard in range(4):
-            snapshot = await source.node.take_snapshot(shard)
+            snapshot = await source.node.holdings.take_snapshot(shard)
             replica = source.engine.replicas[shard]
             assert snapshot.manifest.index == replica.applied_index
-            await target.node.install_snapshot(received(target.node, snapshot), replica.group.status().replica_id)
+            await target.node.holdings.install_snapshot(received(target.node, snapshot), replica.group.status().replica_id)
             snapshot.discard()
             assert target.engine.replicas[shard].store.digest() == replica.store.digest()
         assert await everything(target.service) == before
@@ -96,12 +96,12 @@ def test_a_snapshot_under_load_is_the_state_at_its_index(tmp_path: Path) -> None
                     tasks.create_task(write(seed))
                 snapshots = []
                 for number in range(12):
-                    snapshots.append(await node.node.take_snapshot(number % 2))
+                    snapshots.append(await node.node.holdings.take_snapshot(number % 2))
                 is_over = True
             for snapshot in snapshots:
                 incoming = received(node.node, snapshot)
                 incoming.finish()
-                store = node.node._open_state(
+                store = node.node.holdings.open_state(
                     snapshot.manifest.shard, recovered(snapshot.manifest, Path(incoming.path).stem.rpartition("-")[2])
                 )
                 assert store.digest() == tape.digest(snapshot.manifest.shard, snapshot.manifest.index)
@@ -124,16 +124,16 @@ def test_a_damaged_or_foreign_snapshot_changes_nothing(tmp_path: Path) -> None:
         target = await life(tmp_path / "b").start()
         await fill(source, changes=60)
         await append(target.service, "mine", "still here")
-        snapshot = await source.node.take_snapshot(1)
+        snapshot = await source.node.holdings.take_snapshot(1)
         manifest = snapshot.manifest
-        incoming = target.node.incoming_snapshot(manifest)
+        incoming = target.node.holdings.incoming_snapshot(manifest)
         for damaged in (b"", snapshot.chunk(0)[:-1], snapshot.chunk(0)[:-1] + b"\x99"):
             with pytest.raises(SnapshotRefused, match="damaged"):
                 incoming.add(0, damaged)
         with pytest.raises(SnapshotRefused, match="damaged"):
             incoming.add(len(manifest.checksums), snapshot.chunk(0))
         with pytest.raises(SnapshotRefused, match="missing"):
-            await target.node.install_snapshot(incoming, 7)
+            await target.node.holdings.install_snapshot(incoming, 7)
         for lie in (
             {"index": manifest.index + 1},
             {"term": manifest.term + 1},
@@ -141,11 +141,11 @@ def test_a_damaged_or_foreign_snapshot_changes_nothing(tmp_path: Path) -> None:
             {"shard": 2},
         ):
             fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__} | lie
-            false = target.node.incoming_snapshot(Manifest(**fields))
+            false = target.node.holdings.incoming_snapshot(Manifest(**fields))
             for number in false.missing:
                 false.add(number, snapshot.chunk(number))
             with pytest.raises(SnapshotRefused):
-                await target.node.install_snapshot(false, 7)
+                await target.node.holdings.install_snapshot(false, 7)
             false.discard()
         for nonsense in (b"", b"\x93\x01", snapshot.manifest.encode()[:-3], Manifest(1, 0, 0, b"", 0, 0, ()).encode()):
             with pytest.raises(SnapshotRefused):
@@ -165,10 +165,10 @@ def test_h1_a_replica_takes_no_snapshot_older_than_what_it_has(tmp_path: Path) -
     async def check() -> None:
         node = await life(tmp_path, shards=1).start()
         await append(node.service, "c", "one")
-        snapshot = await node.node.take_snapshot(0)
+        snapshot = await node.node.holdings.take_snapshot(0)
         await append(node.service, "c", "two")
         with pytest.raises(SnapshotRefused, match="the snapshot at"):
-            await node.node.install_snapshot(received(node.node, snapshot), node.replicas[0].group.status().replica_id)
+            await node.node.holdings.install_snapshot(received(node.node, snapshot), node.replicas[0].group.status().replica_id)
         assert texts_of(await history(node.service, "c")) == ["one", "two"]
         await node.stop()
 
@@ -199,8 +199,8 @@ def test_a_replica_that_is_replaced_under_load_answers_everybody_and_harms_no_ot
             for shard in (0, 1):
                 await asyncio.sleep(0.02)
                 replica_id = source.engine.replicas[shard].group.status().replica_id
-                snapshot = await source.node.take_snapshot(shard)
-                await target.node.install_snapshot(received(target.node, snapshot), replica_id)
+                snapshot = await source.node.holdings.take_snapshot(shard)
+                await target.node.holdings.install_snapshot(received(target.node, snapshot), replica_id)
             await asyncio.sleep(0.05)
             is_over = True
         for context_id, last_seq in answered.items():
@@ -230,10 +230,10 @@ def test_p6_a_power_cut_during_an_install_leaves_the_old_state_or_the_new_one() 
         disk.cut_at = disk.operations + rng.randint(1, 45)
         is_installed = False
         try:
-            incoming = target.node.incoming_snapshot(manifest)
+            incoming = target.node.holdings.incoming_snapshot(manifest)
             for number, chunk in enumerate(chunks):
                 incoming.add(number, chunk)
-            await target.node.install_snapshot(incoming, replica_id)
+            await target.node.holdings.install_snapshot(incoming, replica_id)
             is_installed = True
         except (StorageError, Unavailable, apsw.Error):
             assert not disk.has_power
@@ -263,7 +263,7 @@ def test_p6_a_power_cut_during_an_install_leaves_the_old_state_or_the_new_one() 
         await source.start()
         for _ in range(5):
             await append(source.service, "c0", "new")
-        snapshot = await source.node.take_snapshot(0)
+        snapshot = await source.node.holdings.take_snapshot(0)
         chunks = [snapshot.chunk(number) for number in range(len(snapshot.manifest.checksums))]
         replica_id = source.engine.replicas[0].group.status().replica_id
         for seed in range(60):

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from context_node.contexts.machine import Machine
 from context_node.raft import ConfState, Group
-from context_node.runtime.node import FIRST_INDEX
+from context_node.runtime.holdings import FIRST_INDEX
 from context_node.runtime.replica import Replica
 from context_node.runtime.state_store import StateOptions, StateStore
 from support.power_cut_vfs import PowerCutDisk

@@ -100,8 +100,8 @@ class Moves:
                 return
             if present.applied_index:
                 raise Unprocessable(f"This node holds another replica of shard {shard} already.", shard=shard)
-            await self._node.drop_replica(shard, present.group.replica_id)
-        await self._node.create_replica(shard, replica_id)
+            await self._node.holdings.drop_replica(shard, present.group.replica_id)
+        await self._node.holdings.create_replica(shard, replica_id)
         self._created[shard] = self._loop.time()
 
     async def add_learner(self, shard: int, node: int) -> int:
@@ -239,7 +239,7 @@ class Moves:
             return
         age_s = self._loop.time() - self._created.get(led.shard, self._started)
         if replica.applied_index or age_s > BLANK_KEPT_S:
-            self._spawn(self._node.drop_replica(led.shard, replica.group.replica_id), "drop replica")
+            self._spawn(self._node.holdings.drop_replica(led.shard, replica.group.replica_id), "drop replica")
 
     # --- snapshots, on the leader -------------------------------------------------------------------------------------
 
@@ -256,7 +256,7 @@ class Moves:
 
     async def _take(self, replica: Replica) -> None:
         try:
-            snapshot = await self._node.take_snapshot(replica.shard)
+            snapshot = await self._node.holdings.take_snapshot(replica.shard)
         except (Refusal, StorageError) as error:
             logger.warning("no snapshot of shard %d: %s", replica.shard, error)
             await asyncio.sleep(1.0)
@@ -322,20 +322,20 @@ class Moves:
                 logger.warning("snapshot of shard %d not installed: %s", replica.shard, error)
                 # A node whose disk failed or filled up starts over as a whole.
                 with suppress(Unavailable, StorageError):
-                    await self._node.reopen_replica(replica)
+                    await self._node.holdings.reopen_replica(replica)
         try:
             await self._cluster.call(leader, "snapshot_done", (replica.shard, replica.group.replica_id, is_installed), 5.0)
         except Refusal:
             pass  # A leader that is gone has nothing to hear, and a new one asks for itself.
 
     async def _pull(self, replica: Replica, manifest: Manifest, leader: int) -> None:
-        incoming = self._node.incoming_snapshot(manifest)
+        incoming = self._node.holdings.incoming_snapshot(manifest)
         try:
             for number in incoming.missing:
                 chunk = await self._cluster.call(leader, "snapshot_chunk", (manifest.shard, manifest.index, number))
                 self.received_bytes += len(chunk)
                 await asyncio.to_thread(incoming.add, number, chunk)
-            await self._node.install_snapshot(incoming, replica.group.replica_id)
+            await self._node.holdings.install_snapshot(incoming, replica.group.replica_id)
             self.installed += 1
         except BaseException:
             if self._node.shards.held(manifest.shard) is replica:

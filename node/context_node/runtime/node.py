@@ -1,8 +1,7 @@
 """A node: its data directory, its life from start to stop, and what happens when a disk fills up.
 
-Knows the layout of the data directory and the order of starting, stopping and starting over. Invariants: replica ids are drawn once and
-kept in the log; what a start finds is durable before it serves (P9); an engine whose log failed is thrown away with its memory and
-rebuilt from the disk (P10).
+Knows the order of starting, stopping and starting over; `holdings` knows the replicas and their files. Invariants: what a start finds is
+durable before it serves (P9); an engine whose log failed is thrown away with its memory and rebuilt from the disk (P10).
 
 Layout: `log.db` is the Raft log of all shards; `state/SHARD-GENERATION.db` the state of each; files that the log does not name are
 leftovers.
@@ -15,23 +14,17 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
 
-from context_node.contexts.cluster import ClusterState
 from context_node.contexts.commands import Defaults, Rules
-from context_node.contexts.machine import Event, Machine
-from context_node.contexts.policies import policy_decoder, policy_of
-from context_node.contexts.refusals import Unavailable
+from context_node.contexts.machine import Event
 from context_node.contexts.revisions import NEWEST
-from context_node.raft import ConfState, Group
-from context_node.runtime import snapshots
 from context_node.runtime.admin import ClusterAdmin
 from context_node.runtime.cluster import Cluster, ClusterOptions
 from context_node.runtime.comparing import Comparisons
-from context_node.runtime.databases import REAL_DISK, CacheBudget, DiskAccess, DiskFull, StorageError, StorageFailed
+from context_node.runtime.databases import REAL_DISK, DiskAccess, DiskFull, StorageError, StorageFailed
 from context_node.runtime.engine import Engine
-from context_node.runtime.log_rows import HardState, LogIdentity, RecoveredShard
+from context_node.runtime.holdings import Holdings
+from context_node.runtime.log_rows import LogIdentity, RecoveredShard
 from context_node.runtime.log_store import LogOptions, LogStore
 from context_node.runtime.moving import Moves
 from context_node.runtime.named_policies import NamedPolicies
@@ -40,11 +33,8 @@ from context_node.runtime.record_codec import RECORD_CODEC
 from context_node.runtime.replica import Replica
 from context_node.runtime.routing import RoutedService
 from context_node.runtime.service import NodeState, Service
-from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, node_of, replica_id_on
-from context_node.runtime.snapshots import Incoming, Manifest, Snapshot, SnapshotRefused, remove_database
-from context_node.runtime.state_rows import StateChanges
-from context_node.runtime.state_store import StateOptions, StateStore
-from context_node.runtime.storing import applied_of, machine_record
+from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, node_of
+from context_node.runtime.state_store import StateOptions
 from context_node.runtime.streams import tell_followers
 from context_node.runtime.transport import Transport
 from context_node.runtime.upkeep import Upkeep, UpkeepLimits
@@ -52,12 +42,6 @@ from context_node.runtime.worker import Worker
 from context_node.runtime.writes import Writes
 
 logger = logging.getLogger("contextstore.node")
-
-FIRST_INDEX = 1
-"""A group begins as if entry 1 of term 1 had been applied: the configuration it was born with."""
-
-FIRST_NODE = 1
-"""The number of the node that begins a cluster, also of one that never gets company."""
 
 BELONGS = "this data directory belongs to a cluster; start it with the cluster's secret, as `contextstore serve --help` tells"
 
@@ -119,6 +103,7 @@ class Node:
         self._make_worker = make_worker
         self._loop = asyncio.get_running_loop()
         self._upkeep_worker = make_worker(self._loop, "checkpoint")
+        self.holdings = Holdings(self, self._loop, random_bytes, self._upkeep_worker)
         self._is_starting_over = False
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._policies = NamedPolicies(self.shards, now_ms)
@@ -129,11 +114,11 @@ class Node:
         self.cluster: Cluster | None = None
         self.admin: ClusterAdmin | None = None
         self.moves: Moves | None = None
-        self._comparisons: Comparisons | None = None
+        self.comparisons: Comparisons | None = None
         if options.cluster is not None:
             self.cluster = Cluster(self, options.cluster, random_bytes, now_ms, make_transport)
             self.moves = Moves(self, self.cluster, random_bytes)
-            self._comparisons = Comparisons(self.cluster, self._upkeep_worker, self.shards.held, self._spawn, now_ms)
+            self.comparisons = Comparisons(self.cluster, self._upkeep_worker, self.shards.held, self._spawn, now_ms)
             self.admin = ClusterAdmin(self.cluster, options.shards)
             self.service = RoutedService(local, self.cluster, self.shards, writes.new_context_id)
 
@@ -148,30 +133,30 @@ class Node:
     async def _open(self) -> None:
         disk = self.options.disk
         disk.make_directory(self.options.data_dir)
-        disk.make_directory(self._state_dir)
+        disk.make_directory(self.holdings.state_dir)
         identity = LogIdentity(self._random_bytes(16).hex(), self._random_bytes(16).hex(), self._now_ms())
         log = LogStore(os.path.join(self.options.data_dir, "log.db"), identity, RECORD_CODEC, replace(self.options.log, disk=disk))
         self.log = log
         try:
             recovered = log.recover()
             if not recovered and log.shards is None:
-                self._check_nothing_is_there()
+                self.holdings.check_nothing_is_there()
                 if self.cluster is None or not self.cluster.options.join:
-                    recovered = self._bootstrap(log)
+                    recovered = self.holdings.bootstrap(log)
             elif not recovered and self.cluster is None:
                 # A member whose replicas were all moved away is a member still.
                 raise StorageFailed(self.options.data_dir, "start", BELONGS)
             self._check_shards(log, recovered)
             self._check_level(log)
-            self._remove_leftovers(recovered)
+            self.holdings.remove_leftovers(recovered)
             if self.cluster is not None:
                 await self._enter(self.cluster, log, recovered)
             engine = self._make_engine(log)
             self.engine = engine
             for shard, found in recovered.items():
-                store = self._open_state(shard, found)
+                store = self.holdings.open_state(shard, found)
                 try:
-                    engine.add(self._replica(shard, found, store, engine))
+                    engine.add(self.holdings.replica(shard, found, store, engine))
                 except BaseException:
                     store.close()
                     raise
@@ -181,7 +166,7 @@ class Node:
             await self._leave()
             raise
         replicas = engine.replicas
-        self.upkeep = Upkeep(engine, self.options.upkeep, self._upkeep_worker, self._loop, self._state_failed)
+        self.upkeep = Upkeep(engine, self.options.upkeep, self._upkeep_worker, self._loop, self.state_failed)
         await self._caught_up(engine, replicas)
         if self.cluster is None and any(not replica.is_only_voter for replica in replicas.values()):
             self._close_stores()
@@ -247,53 +232,6 @@ class Node:
             self._spawn(self.moves.run_disk_watch(), "disk watch")
         self._spawn(self._policies.run(), "policies")
 
-    @property
-    def _state_dir(self) -> str:
-        return os.path.join(self.options.data_dir, "state")
-
-    def _state_path(self, shard: int, generation: str) -> str:
-        return os.path.join(self._state_dir, f"{shard:05d}-{generation}.db")
-
-    def _bootstrap(self, log: LogStore) -> dict[int, RecoveredShard]:
-        """Make every group of a new node: one voter each. All of it counts only with the one commit at its end."""
-        made: dict[int, RecoveredShard] = {}
-        for shard in [*range(self.options.shards), SYSTEM_SHARD]:
-            replica_id = replica_id_on(FIRST_NODE, self._random_bytes(5))
-            generation = self._random_bytes(4).hex()
-            conf_state = ConfState(voters=(replica_id,)).encode()
-            self._create_state(shard, self._state_path(shard, generation), conf_state)
-            hard_state = HardState(FIRST_INDEX, 0, FIRST_INDEX)
-            log.install(shard, replica_id, generation, hard_state, FIRST_INDEX, FIRST_INDEX)
-            made[shard] = RecoveredShard(replica_id, generation, hard_state, FIRST_INDEX, FIRST_INDEX, [])
-        log.note_shards(self.options.shards)
-        log.commit()
-        return made
-
-    def _create_state(self, shard: int, path: str, conf_state: bytes, index: int = FIRST_INDEX) -> None:
-        """An empty state database, durable with its name before the log names it (P6)."""
-        store = StateStore(path, shard, self._state_options())
-        try:
-            store.flush(StateChanges(applied_of(Machine(), index, index, conf_state)))
-            if not store.checkpoint().complete:
-                raise StorageFailed(path, "create", "the first checkpoint was not complete")
-        finally:
-            store.close()
-
-    def _check_nothing_is_there(self) -> None:
-        """A log without shards begins a new node. If there are databases that hold anything, their log was lost: nothing may be removed or
-        begun (H1). Those of a bootstrap that was cut short are empty."""
-        disk = self.options.disk
-        for name in disk.names_in(self._state_dir):
-            if not name.endswith(".db"):
-                continue
-            path = os.path.join(self._state_dir, name)
-            store = StateStore(path, int(name.partition("-")[0]), self._state_options())
-            index = store.applied().index
-            store.close()
-            if index > FIRST_INDEX:
-                what = f"log.db is missing or empty, and state/{name} holds data; restore the whole data directory"
-                raise StorageFailed(self.options.data_dir, "start", what)
-
     def _check_shards(self, log: LogStore, recovered: dict[int, RecoveredShard]) -> None:
         # A member of a cluster may hold any number of them; a directory of an earlier version does not say how many there are.
         count = log.shards or len(recovered) - (SYSTEM_SHARD in recovered)
@@ -312,133 +250,6 @@ class Node:
             # A node alone is all of its cluster: nobody has to agree.
             log.note_level(revision)
             log.commit()
-
-    def _remove_leftovers(self, recovered: dict[int, RecoveredShard]) -> None:
-        named = {os.path.basename(self._state_path(shard, found.generation)) for shard, found in recovered.items()}
-        for name in self.options.disk.names_in(self._state_dir):
-            if name.removesuffix("-wal").removesuffix("-shm").removesuffix("-journal") not in named:
-                self.options.disk.remove(os.path.join(self._state_dir, name))
-
-    def _state_options(self) -> StateOptions:
-        # One database a shard and the system group's.
-        cache_bytes = CacheBudget(self.options.state_cache_bytes, self.options.shards + 1).each_bytes
-        return replace(self.options.state, cache_bytes=cache_bytes, disk=self.options.disk)
-
-    def _replica(self, shard: int, found: RecoveredShard, store: StateStore, engine: Engine) -> Replica:
-        """One replica from its database and what the log holds beyond it."""
-        applied = store.applied()
-        kept = machine_record(applied.machine)
-        machine = Machine(clock_ms=applied.clock_ms, next_ordinal=kept.next_ordinal)
-        machine.cluster = ClusterState.decode(kept.cluster)
-        for row in store.policies():
-            stored = policy_decoder.decode(row.record)
-            machine.policies[row.name] = policy_of(stored.record, stored.users)
-        term, vote, commit = found.hard_state
-        timing: dict[str, Any] = {}
-        if self.cluster is not None:
-            timing = {"election_ticks": self.cluster.options.election_ticks, "heartbeat_ticks": self.cluster.options.heartbeat_ticks}
-        group = Group(
-            group_id=shard,
-            replica_id=found.replica_id,
-            seed=int.from_bytes(self._random_bytes(8), "big"),
-            term=term,
-            vote=vote,
-            # The state database can be ahead of the hard state that was written with the last entries.
-            commit=max(commit, applied.index),
-            snapshot_index=found.truncated_index,
-            snapshot_term=found.truncated_term,
-            conf_state=applied.conf_state,
-            applied=applied.index,
-            records=found.records,
-            **timing,
-        )
-        replica = Replica(
-            shard,
-            group,
-            machine,
-            store,
-            applied_index=applied.index,
-            applied_term=applied.term,
-            conf_state=applied.conf_state,
-            loop=self._loop,
-            on_work=engine.queue,
-            on_event=self._on_event,
-            on_storage_error=self._state_failed,
-        )
-        replica.queued_bytes_max = self.options.queued_bytes_per_shard_max
-        replica.revision = self.options.revision
-        if self.cluster is not None:
-            replica.level = self.cluster.level
-        if self._comparisons is not None:
-            replica.on_compared = partial(self._comparisons.note, replica)
-        return replica
-
-    def _open_state(self, shard: int, found: RecoveredShard) -> StateStore:
-        """The database that the log names. One that lacks what the log no longer has would be silent loss: refused (H1)."""
-        path = self._state_path(shard, found.generation)
-        if not self.options.disk.exists(path):
-            raise StorageFailed(path, "start", "the log names this database, and it is not there; restore the whole data directory")
-        store = StateStore(path, shard, self._state_options())
-        if (index := store.applied().index) < found.truncated_index:
-            store.close()
-            what = f"it ends at entry {index} and the log begins after {found.truncated_index}: it is an older copy"
-            raise StorageFailed(path, "start", what)
-        return store
-
-    # --- replicas that come and go ------------------------------------------------------------------------------------
-
-    async def create_replica(self, shard: int, replica_id: int) -> None:
-        """Begin a blank replica, durable before this returns. It knows no members and waits for its leader's snapshot."""
-        engine = self._running_engine()
-        generation = self._random_bytes(4).hex()
-        path = self._state_path(shard, generation)
-        await self._upkeep_worker.run(lambda: self._create_state(shard, path, b"", 0))
-        hard_state = HardState(0, 0, 0)
-        engine.with_log(lambda log: log.install(shard, replica_id, generation, hard_state, 0, 0))
-        await engine.log_job(lambda log: None)
-        if engine.is_failed:
-            raise engine.failure or AssertionError("an engine fails with a reason")
-        found = RecoveredShard(replica_id, generation, hard_state, 0, 0, [])
-        engine.add(self._replica(shard, found, self._open_state(shard, found), engine))
-
-    async def drop_replica(self, shard: int, replica_id: int) -> None:
-        """Forget a replica and its files. Does nothing if another took its place."""
-        engine = self._running_engine()
-        replica = engine.replicas.get(shard)
-        if replica is None or replica.group.replica_id != replica_id:
-            return
-        engine.remove(replica, "This node does not hold that shard any more; try again shortly.")
-        del engine.replicas[shard]
-        engine.with_log(lambda log: log.remove(shard))
-        await engine.log_job(lambda log: None)
-        await self._close_replica(replica)
-
-    async def reopen_replica(self, replica: Replica) -> None:
-        """Begin a replica anew from what the disk has of it, keeping its vote."""
-        engine, shard = self._running_engine(), replica.shard
-        if engine.replicas.get(shard) is not replica:
-            return
-        status = replica.group.status()
-        engine.remove(replica, "This replica starts over; try again shortly.")
-
-        def keep_vote(log: LogStore) -> None:
-            commit = max(min(status.commit, status.persisted), replica.durable_index)
-            log.truncate(shard, 0, 0, (status.term, status.vote, commit))
-
-        engine.with_log(keep_vote)
-        found: list[RecoveredShard] = []
-        await engine.log_job(lambda log: found.append(log.reread(shard)))
-        async with replica.storing:
-            await self._upkeep_worker.run(lambda: None)
-            replica.store.close()
-        engine.add(self._replica(shard, found[0], self._open_state(shard, found[0]), engine))
-
-    async def _close_replica(self, replica: Replica) -> None:
-        """Whatever upkeep had begun on the old database ends before its files go."""
-        async with replica.storing:
-            await self._upkeep_worker.run(lambda: None)
-            replica.store.close()
-        remove_database(replica.store.path, self.options.disk)
 
     async def _caught_up(self, engine: Engine, replicas: dict[int, Replica]) -> None:
         """Wait until every group of one voter leads and has applied its log. Effects of a long replay are stored as they come.
@@ -460,56 +271,7 @@ class Node:
                     replica.flush()
             await asyncio.sleep(0.001)
 
-    # --- snapshots ---------------------------------------------------------------------------------------------------
-
-    async def take_snapshot(self, shard: int) -> Snapshot:
-        """A copy of a shard's state, under a name that the next start removes. The caller discards it."""
-        replica = self.shards.replica(shard)
-        path = self._state_path(shard, f"snapshot-{self._random_bytes(4).hex()}")
-        return await snapshots.take(replica, path, self._upkeep_worker, self.options.disk)
-
-    def incoming_snapshot(self, manifest: Manifest) -> Incoming:
-        """Where a snapshot is received before it is installed."""
-        path = self._state_path(manifest.shard, self._random_bytes(4).hex())
-        return Incoming(manifest, path, self._state_options())
-
-    async def install_snapshot(self, incoming: Incoming, replica_id: int) -> None:
-        """Replace this node's replica of a shard by what was received, as replica `replica_id`: one row of the log switches (P6).
-
-        `incoming` has all its chunks. Raises `SnapshotRefused` if it is not what it claims to be or older than what the replica has;
-        nothing has changed then.
-        """
-        engine, manifest = self._running_engine(), incoming.manifest
-        await self._upkeep_worker.run(incoming.finish)
-        generation = incoming.path.removesuffix(".db").rpartition("-")[2]
-        old = engine.replicas[manifest.shard]
-        hard_state = HardState(manifest.term, 0, manifest.index)
-        status = old.group.status()
-        if status.replica_id == replica_id:
-            if manifest.index <= old.applied_index:
-                raise SnapshotRefused(f"shard {manifest.shard} is at entry {old.applied_index}, the snapshot at {manifest.index}")
-            if status.term >= manifest.term:
-                # A replica never forgets a vote (I2).
-                hard_state = HardState(status.term, status.vote, manifest.index)
-        engine.remove(old, "This replica is being replaced by a snapshot; try again shortly.")
-        engine.with_log(lambda log: log.install(manifest.shard, replica_id, generation, hard_state, manifest.index, manifest.term))
-        # Comes after the commit that holds the switch.
-        await engine.log_job(lambda log: None)
-        if engine.is_failed:
-            raise engine.failure or AssertionError("an engine fails with a reason")
-        await self._close_replica(old)
-        found = RecoveredShard(replica_id, generation, hard_state, manifest.index, manifest.term, [])
-        replica = self._replica(manifest.shard, found, self._open_state(manifest.shard, found), engine)
-        engine.add(replica)
-        if replica.is_only_voter:
-            replica.group.campaign()
-
-    def _running_engine(self) -> Engine:
-        if self.engine is None or self.engine.is_failed:
-            raise Unavailable("The node does not serve now; try again shortly.", retry_after_s=1)
-        return self.engine
-
-    def _on_event(self, replica: Replica, event: Event) -> None:
+    def on_event(self, replica: Replica, event: Event) -> None:
         if event.kind == "purged":
             # On every replica, whoever was asked: the bytes leave all files.
             self._note_purge()
@@ -591,7 +353,7 @@ class Node:
             self.state.close("The disk failed.")
             self._on_fatal(error)
 
-    def _state_failed(self, error: StorageError) -> None:
+    def state_failed(self, error: StorageError) -> None:
         """A state database could not be written: the log has what it lacks, but memory must not grow without end."""
         if self.engine is not None:
             self.engine.fail(error)

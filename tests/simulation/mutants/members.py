@@ -4,7 +4,7 @@ from simulation.mutants.planted import Mutant
 
 REPLICA = "context_node.runtime.replica"
 ENGINE = "context_node.runtime.engine"
-NODE = "context_node.runtime.node"
+HOLDINGS = "context_node.runtime.holdings"
 CLUSTER = "context_node.runtime.cluster"
 
 MUTANTS = (
@@ -35,7 +35,7 @@ MUTANTS = (
         "P8",
         (
             (
-                NODE,
+                HOLDINGS,
                 "            conf_state=applied.conf_state,\n            applied=applied.index,\n",
                 "            conf_state=ConfState(voters=(found.replica_id,)).encode() if applied.conf_state else applied.conf_state,\n"
                 "            applied=applied.index,\n",

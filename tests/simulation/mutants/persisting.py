@@ -3,7 +3,7 @@
 from simulation.mutants.planted import Mutant
 
 ENGINE = "context_node.runtime.engine"
-NODE = "context_node.runtime.node"
+HOLDINGS = "context_node.runtime.holdings"
 UPKEEP = "context_node.runtime.upkeep"
 LOG = "context_node.runtime.log_store"
 REPLICA = "context_node.runtime.replica"
@@ -147,12 +147,12 @@ MUTANTS = (
     Mutant(
         "a start does not read its vote",
         "table row 5, I2",
-        ((NODE, "            vote=vote,\n", "            vote=0,\n"),),
+        ((HOLDINGS, "            vote=vote,\n", "            vote=0,\n"),),
     ),
     Mutant(
         "a start drops the entries that it found",
         "P9, I13; §5 pysyncobj: restart with wiped journal",
-        ((NODE, "            records=found.records,\n", "            records=[],\n"),),
+        ((HOLDINGS, "            records=found.records,\n", "            records=[],\n"),),
     ),
     Mutant(
         "the applied index is stored one entry behind its data",

@@ -2,7 +2,7 @@
 
 from simulation.mutants.planted import Mutant
 
-NODE = "context_node.runtime.node"
+HOLDINGS = "context_node.runtime.holdings"
 MOVING = "context_node.runtime.moving"
 SNAPSHOTS = "context_node.runtime.snapshots"
 REPLICA = "context_node.runtime.replica"
@@ -23,7 +23,7 @@ MUTANTS = (
         "P6",
         (
             (
-                NODE,
+                HOLDINGS,
                 "        # Comes after the commit that holds the switch.\n        await engine.log_job(lambda log: None)\n",
                 "        # Comes after the commit that holds the switch.\n",
             ),
@@ -34,7 +34,7 @@ MUTANTS = (
         "I2",
         (
             (
-                NODE,
+                HOLDINGS,
                 "hard_state = HardState(status.term, status.vote, manifest.index)",
                 "hard_state = HardState(status.term, 0, manifest.index)",
             ),
@@ -45,7 +45,7 @@ MUTANTS = (
         "I2",
         (
             (
-                NODE,
+                HOLDINGS,
                 "                hard_state = HardState(status.term, status.vote, manifest.index)\n",
                 "                hard_state = HardState(manifest.term, 0, manifest.index)\n",
             ),
@@ -78,7 +78,7 @@ MUTANTS = (
         "P6",
         (
             (
-                NODE,
+                HOLDINGS,
                 "        engine.with_log(lambda log: log.install(shard, replica_id, generation, hard_state, 0, 0))\n        await engine.log_job(lambda log: None)\n",
                 "        engine.with_log(lambda log: log.install(shard, replica_id, generation, hard_state, 0, 0))\n",
             ),
@@ -89,7 +89,7 @@ MUTANTS = (
         "P6",
         (
             (
-                NODE,
+                HOLDINGS,
                 "        engine.with_log(lambda log: log.remove(shard))\n        await engine.log_job(lambda log: None)\n",
                 "        engine.with_log(lambda log: log.remove(shard))\n",
             ),
