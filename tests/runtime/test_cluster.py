@@ -698,7 +698,7 @@ def test_a_member_does_not_join_another_cluster(tmp_path: Path) -> None:
         await one.nodes[0].stop()
         with pytest.raises(RuntimeError, match="data belongs to cluster"):
             await member.start()
-        assert [node.name for node in cluster_of(other.nodes[0]).members()] == ["n0"], "nobody was registered"
+        assert [node.name for node in cluster_of(other.nodes[0]).membership.members()] == ["n0"], "nobody was registered"
         await other.stop()
 
     run(check())

@@ -111,7 +111,7 @@ class ClusterAdmin:
 
     async def look(self) -> ClusterView:
         """Ask every member how it is. Takes `LOOK_TIMEOUT_S` where one does not answer."""
-        members = self._cluster.members()
+        members = self._cluster.membership.members()
         statuses = await asyncio.gather(*(self._status(node.number) for node in members))
         alive = {status.number: status for status in statuses if status is not None}
         shards = [self._shard(shard, alive) for shard in (*range(self._shards), SYSTEM_SHARD)]
@@ -143,7 +143,7 @@ class ClusterAdmin:
             cluster_id=self._cluster.transport.identity.cluster_id,
             node=self._cluster.number,
             epoch=max((status.epoch for status in alive.values()), default=0),
-            feature_level=self._cluster.level(),
+            feature_level=self._cluster.membership.level(),
             replication_factor=factor,
             shards_total=len(ordinary),
             shards_healthy=len(ordinary) - len({shard.shard for shard in (*under, *leaderless)}),
@@ -225,7 +225,7 @@ class ClusterAdmin:
             held = [shard.shard for shard in view.shards if any(one.node == number for one in shard.replicas)]
             if held:
                 raise Unprocessable(
-                    f"Node {self._cluster.name_of(number)} still belongs to {len(held)} shards; drain it first.",
+                    f"Node {self._cluster.membership.name_of(number)} still belongs to {len(held)} shards; drain it first.",
                     number=number,
                     shards=held[:20],
                 )
@@ -282,7 +282,7 @@ class ClusterAdmin:
 
     def number_of(self, name: str) -> int:
         """The number of the node with this name, or with this number. Raises `Unprocessable`."""
-        members = self._cluster.members()
+        members = self._cluster.membership.members()
         found = [node.number for node in members if node.name == name or str(node.number) == name]
         if len(found) != 1:
             names = ", ".join(f"{node.name} ({node.number})" for node in members)
@@ -297,7 +297,7 @@ class ClusterAdmin:
             await self._cluster.call_leader(SYSTEM_SHARD, "advance_epoch", (epoch,))
 
     def _check_node(self, number: int) -> None:
-        if all(node.number != number for node in self._cluster.members()):
+        if all(node.number != number for node in self._cluster.membership.members()):
             raise Unprocessable(f"There is no node {number} in this cluster.", number=number)
 
     def _checked(self, shard: int) -> int:

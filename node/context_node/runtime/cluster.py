@@ -1,9 +1,9 @@
-"""A node among others: who they are, what they say, who leads which shard, and the calls that they answer for each other.
+"""A node among others: what they say to each other, who leads which shard, and the calls that they answer for each other.
 
-Knows the members (from the system group, or from another node until it holds that group), the leaders (from its own replicas and from what
-others report), and the loop that gives groups their time. Does not know HTTP, nor who should hold what: that is an administrator's
-business, who calls `runtime/moving.py`. Invariants: Raft messages are taken only from members of the same cluster, and only from replicas
-of the node that sends them (P11); a call is passed on at most once.
+Knows the leaders (from its own replicas and from what others report), and the loop that gives groups their time; `membership` knows who the
+others are. Does not know HTTP, nor who should hold what: that is an administrator's business, who calls `runtime/moving.py`. Invariants:
+Raft messages are taken only from members of the same cluster, and only from replicas of the node that sends them (P11); a call is passed on
+at most once.
 """
 
 import asyncio
@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from context_node.contexts.cluster import AdvanceEpoch, ClusterState, MarkNode, NodeRecord, RaiseLevel, RegisterNode, SetReplication
-from context_node.contexts.refusals import OutcomeUnknown, Refusal, Unavailable, Unprocessable
-from context_node.contexts.replies import NodeNumber
+from context_node.contexts.refusals import OutcomeUnknown, Refusal, Unavailable
 from context_node.raft import MessageKind, peek_message
 from context_node.runtime import calls
-from context_node.runtime.calls import Follower, Member, NodeStatus, ReplicaStatus, Welcome
+from context_node.runtime.calls import Follower, NodeStatus, ReplicaStatus
+from context_node.runtime.membership import Membership, address
 from context_node.runtime.not_here import NotHere
 from context_node.runtime.quiescence import Rest, Watch
 from context_node.runtime.replica import Replica
-from context_node.runtime.shards import SYSTEM_SHARD, accepted, node_of
+from context_node.runtime.shards import node_of
 from context_node.runtime.transport import PeerIdentity, PeerLost, PeerRefused, PeerUnavailable, Transport
 
 if TYPE_CHECKING:
@@ -84,18 +83,9 @@ _raft_messages = msgspec.msgpack.Decoder(list[tuple[int, bytes]])
 _reports = msgspec.msgpack.Decoder(Report)
 _rests = msgspec.msgpack.Decoder(tuple[Rest, ...])
 _shards = msgspec.msgpack.Decoder(tuple[int, ...])
-_node_lists = msgspec.msgpack.Decoder(tuple[NodeRecord, ...])
 _encode = msgspec.msgpack.Encoder().encode
 
 Handler = Callable[..., Awaitable[Any]]
-
-
-def address(text: str) -> tuple[str, int]:
-    """`host:port` (IPv6 in brackets) as its parts. Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit():
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
 
 
 class Cluster:
@@ -113,15 +103,10 @@ class Cluster:
         self.number = 0
         self._transport: Transport | None = None
         self.handlers: dict[str, Handler] = {
-            "join": self._take_in,
-            "nodes": self._nodes_call,
             "describe": self._describe_call,
             "leader": self._leader_call,
-            "mark_node": self._mark_node,
-            "set_replication": self._set_replication,
-            "raise_level": self._raise_level,
-            "advance_epoch": self._advance_epoch,
         }
+        self.membership = Membership(self, node, now_ms)
         self._node = node
         self._random_bytes = random_bytes
         self._now_ms = now_ms
@@ -131,10 +116,7 @@ class Cluster:
         self._told = b""
         self._tell_soon = asyncio.Event()
         """Set when this node has begun to lead something: the others are told at once, not at the next round."""
-        self._advertised = ""
-        self._told_nodes: tuple[NodeRecord, ...] = ()
-        self._told_level = 1
-        """The greatest feature level that this node was ever told."""
+        self.advertised = ""
         self.slow: dict[int, bool] = {}
         """By node whether it last reported that its disk is slow."""
         self._reported: dict[int, tuple[int, int]] = {}
@@ -147,7 +129,7 @@ class Cluster:
         """Listen for peers, under the identity of a data directory; `nodes` are the members that it kept. Raises RuntimeError if the
         address cannot be had. May be called again after `stop`."""
         self.number = number
-        self._told_nodes = _node_lists.decode(nodes) if nodes else ()
+        self.membership.begin(nodes)
         identity = PeerIdentity(cluster_id if number else "", number, store, self._node.options.name)
         transport = self._make_transport(
             identity,
@@ -166,7 +148,7 @@ class Cluster:
                 f"Cannot listen for other nodes on {host}:{port}: {why}. Give another --peer-host or --peer-port."
             ) from error
         self._transport = transport
-        self._advertised = self.options.advertise or f"{host}:{port}"
+        self.advertised = self.options.advertise or f"{host}:{port}"
 
     @property
     def transport(self) -> Transport:
@@ -182,42 +164,12 @@ class Cluster:
         if transport is not None:
             await transport.close()
 
-    async def be_taken_in(self) -> Welcome:
-        """Ask the nodes of `join`, and the members that were known last, in turn, until one answers. The same store gets the same number
-        each time. Raises RuntimeError if there is nobody to ask."""
-        complaint = ""
-        known = [node.peer for node in self._told_nodes if node.store != self.transport.identity.store]
-        peers = list(dict.fromkeys((*self.options.join, *known)))
-        if not peers:
-            raise RuntimeError("This node holds no replicas and knows no other node of its cluster; start it with --join HOST:PORT.")
-        while True:
-            for peer in peers:
-                try:
-                    host, port = address(peer)
-                    data = await self.transport.request_address(host, port, calls.encode_question("join", (self._me(),)), 10.0)
-                    welcome = cast(Welcome, calls.decode_answer("join", data))
-                except (PeerUnavailable, PeerLost, PeerRefused, Refusal, OSError) as error:
-                    _check_refusal(error)
-                    if str(error) != complaint:
-                        complaint = str(error)
-                        logger.warning("not taken in yet by %s: %s", peer, complaint)
-                    continue
-                self._told_nodes = welcome.nodes
-                return welcome
-            await asyncio.sleep(0.5)
-
     def become(self, number: int, cluster_id: str) -> None:
         """This node is a member now."""
         self.number = number
         old = self.transport.identity
         self.transport.identity = PeerIdentity(cluster_id, number, old.store, old.name)
         self.connect_all()
-
-    def _me(self) -> Member:
-        store = self.transport.identity.store
-        log, revision = self._node.log, self._node.options.revision
-        belongs_to = log.identity.cluster_id if log is not None and log.shards is not None else ""
-        return Member(store, self._node.options.name, self._advertised, self.options.client, self.options.zone, revision, belongs_to)
 
     async def run_ticks(self) -> None:
         """Give every group its time, at a steady pace; late ticks are not made up for, or a pause would start elections."""
@@ -234,7 +186,7 @@ class Cluster:
                 self.transport.send(node, REST + _encode(tuple(rests)))
             # Three in the time after which a node counts as silent.
             if ticks % max(1, self.options.election_ticks // 3) == 0:
-                for member in self.members():
+                for member in self.membership.members():
                     if member.number != self.number:
                         self.transport.send(member.number, BEAT)
             if engine.has_new_leader:
@@ -253,47 +205,17 @@ class Cluster:
             self._tell_soon.clear()
             rounds += 1
             self.connect_all()
-            self._keep_nodes()
-            self._check_level()
-            report = REPORT + _encode(Report(tuple(self._led()), self.level(), self.has_slow_disk))
+            self.membership.keep()
+            self.membership.check_level()
+            report = REPORT + _encode(Report(tuple(self._led()), self.membership.level(), self.has_slow_disk))
             # Told again now and then: whoever has just connected knows nothing yet.
             if report != self._told or rounds % 4 == 0:
                 self._told = report
-                for member in self.members():
+                for member in self.membership.members():
                     if member.number != self.number:
                         self.transport.send(member.number, report)
-            if rounds % 4 == 0 and not self._holds_system():
-                await self._ask_nodes()
-
-    async def run_registration(self) -> None:
-        """Have the system group know this node's addresses. Ends when it does."""
-        while True:
-            try:
-                welcome = cast(Welcome, await self.call_leader(SYSTEM_SHARD, "join", (self._me(),)))
-            except Refusal as refusal:
-                _check_refusal(refusal)
-                logger.info("not registered yet: %s", refusal.message)
-                await asyncio.sleep(0.5)
-                continue
-            if welcome.number != self.number:
-                raise RuntimeError(f"this node is number {self.number}, and the cluster has its store as {welcome.number}")
-            return
-
-    def _keep_nodes(self) -> None:
-        """Keep who the members are: a node that starts again may hold no replica that knows."""
-        engine, log = self._node.engine, self._node.log
-        nodes = _encode(tuple(self.members()))
-        if engine is None or engine.is_failed or log is None:
-            return
-        if self.members() and log.nodes != nodes:
-            engine.with_log(lambda log: log.note_nodes(nodes))
-        if log.level != (level := self.level()):
-            engine.with_log(lambda log: log.note_level(level))
-
-    def level(self) -> int:
-        """The feature level, as far as this node knows it; an older one than the newest is safe to go by."""
-        system = self._system()
-        return max(self._told_level, system.machine.cluster.level if system is not None else 1)
+            if rounds % 4 == 0 and not self.membership.holds_system():
+                await self.membership.ask_nodes()
 
     @property
     def has_slow_disk(self) -> bool:
@@ -301,65 +223,30 @@ class Cluster:
         engine = self._node.engine
         return engine is not None and engine.disk.is_slow(asyncio.get_running_loop().time())
 
-    def _check_level(self) -> None:
-        level, revision = self.level(), self._node.options.revision
-        if level > revision:
-            raise RuntimeError(f"The cluster is at feature level {level}, and this node understands {revision}; start a newer version.")
-
     def _led(self) -> Iterable[Led]:
         for replica in self._node.shards.all():
             # Before it has applied an entry of its own term, the members that a new leader knows may be old ones.
             if replica.failure is None and replica.group.is_leader and replica.applied_term == replica.group.term:
                 yield Led(replica.shard, replica.group.term, replica.applied_index, tuple(sorted(replica.members.members)))
 
-    async def _ask_nodes(self) -> None:
-        for member in self.members():
-            if member.number != self.number and self.transport.is_connected(member.number):
-                try:
-                    self._told_nodes = cast("tuple[NodeRecord, ...]", await self.call(member.number, "nodes", (), 5.0))
-                except Refusal:
-                    continue
-                return
-
     # --- who there is ------------------------------------------------------------------------------------------------
 
-    def _system(self) -> Replica | None:
-        return self._node.shards.held(SYSTEM_SHARD)
-
-    def system_state(self) -> ClusterState | None:
-        """What the system group knows, if this node holds a replica of it."""
-        system = self._system()
-        return None if system is None else system.machine.cluster
-
-    def _holds_system(self) -> bool:
-        system = self._system()
-        return system is not None and bool(system.machine.cluster.members)
-
-    def members(self) -> list[NodeRecord]:
-        """The members as far as this node knows them, by number."""
-        system = self._system()
-        if system is not None and system.machine.cluster.members:
-            return system.machine.cluster.members
-        return [node for node in self._told_nodes if not node.removed]
-
-    def name_of(self, number: int) -> str:
-        """A node's name; its number where the name is not known."""
-        if number == self.number:
-            return self._node.options.name
-        return next((node.name for node in self.members() if node.number == number), f"node {number}")
+    def tell_soon(self) -> None:
+        """Have the others told at once what has changed here."""
+        self._tell_soon.set()
 
     def connect_all(self) -> None:
         """Keep one connection to every other member, and to nobody else."""
-        wanted = {node.number: node for node in self.members() if node.number != self.number}
+        wanted = {node.number: node for node in self.membership.members() if node.number != self.number}
         for number, node in wanted.items():
             try:
                 host, port = address(node.peer)
             except ValueError:
                 continue
             self.transport.connect(number, host, port, node.store)
-        system = self._system()
+        system = self.membership.system_state()
         if system is not None:
-            for number, node in system.machine.cluster.nodes.items():
+            for number, node in system.nodes.items():
                 if node.removed:
                     self.transport.forget(number)
 
@@ -394,7 +281,7 @@ class Cluster:
 
     def _on_message(self, peer: PeerIdentity, payload: bytes) -> None:
         # A connection that is being closed may still bring what was on its way.
-        if self._transport is None or not self._is_member(peer):
+        if self._transport is None or not self.membership.has(peer):
             return
         kind, body = payload[:1], payload[1:]
         engine = self._node.engine
@@ -408,21 +295,13 @@ class Cluster:
             engine.wake(_shards.decode(body))
         elif kind == REPORT:
             report = _reports.decode(body)
-            self._told_level = max(self._told_level, report.level)
+            self.membership.hear_level(report.level)
             self.slow[peer.node] = report.has_slow_disk
             for led in report.led:
                 known = self._reported.get(led.shard, (0, 0))
                 if led.term >= known[0]:
                     self._reported[led.shard] = (led.term, peer.node)
                     self.on_led(peer.node, led)
-
-    def _is_member(self, peer: PeerIdentity) -> bool:
-        """Whether a peer speaks for a node of this cluster: its number belongs to its store, and was not taken away."""
-        if not peer.node or peer.cluster_id != self.transport.identity.cluster_id:
-            return False
-        system = self._system()
-        known = system.machine.cluster.nodes.get(peer.node) if system is not None else None
-        return known is None or (known.store == peer.store and not known.removed)
 
     def _on_peer(self, node: int, is_connected: bool) -> None:
         if is_connected:
@@ -441,13 +320,17 @@ class Cluster:
         try:
             data = await self.transport.request(node, calls.encode_question(name, arguments), timeout, bulk=name == "snapshot_chunk")
         except PeerUnavailable as error:
-            raise NotHere(f"Node {self.name_of(node)} cannot be reached; try again shortly.", retry_after_s=1, why=str(error)) from None
+            raise NotHere(
+                f"Node {self.membership.name_of(node)} cannot be reached; try again shortly.", retry_after_s=1, why=str(error)
+            ) from None
         except PeerRefused as error:
-            raise Unavailable(f"Node {self.name_of(node)} could not answer; try again shortly.", retry_after_s=1, why=str(error)) from None
+            raise Unavailable(
+                f"Node {self.membership.name_of(node)} could not answer; try again shortly.", retry_after_s=1, why=str(error)
+            ) from None
         except PeerLost:
             if calls.KINDS[name].is_write:
                 raise OutcomeUnknown("The write may or may not have been kept; retry with the same Idempotency-Key to find out.") from None
-            raise Unavailable(f"Node {self.name_of(node)} did not answer; try again shortly.", retry_after_s=1) from None
+            raise Unavailable(f"Node {self.membership.name_of(node)} did not answer; try again shortly.", retry_after_s=1) from None
         return calls.decode_answer(name, data)
 
     async def call_or_do(self, node: int, name: str, arguments: tuple[Any, ...], timeout_s: float | None = None) -> Any:
@@ -482,7 +365,7 @@ class Cluster:
 
     async def _ask_leader(self, shard: int) -> int:
         """Who leads a shard, as another node knows: one that has just joined has not been told of any. 0 if nobody knows."""
-        connected = [member.number for member in self.members() if member.number != self.number]
+        connected = [member.number for member in self.membership.members() if member.number != self.number]
         self._asked += 1
         for place in range(len(connected)):
             node = connected[(self._asked + place) % len(connected)]
@@ -498,7 +381,7 @@ class Cluster:
             name, arguments = calls.decode_question(payload)
         except (msgspec.MsgspecError, KeyError) as error:
             return calls.encode_refusal(Unavailable("This node does not know that call; it runs another version.", why=str(error)))
-        if name != "join" and not self._is_member(peer):
+        if name != "join" and not self.membership.has(peer):
             return calls.encode_refusal(Unavailable("You are no member of this cluster."))
         try:
             return calls.encode_answer(await self.handlers[name](*arguments))
@@ -512,45 +395,6 @@ class Cluster:
             raise NotHere("This node does not lead that shard now; try again shortly.", retry_after_s=1, leader=self.leader_of(shard))
         return replica
 
-    async def _take_in(self, member: Member) -> Welcome:
-        cluster_id = self.transport.identity.cluster_id
-        if member.cluster_id not in ("", cluster_id):
-            raise Unprocessable(
-                f"Node {member.name}'s data belongs to cluster {member.cluster_id}, and this is {cluster_id}; give it another directory.",
-                cluster_id=cluster_id,
-            )
-        system = self._node.shards.held(SYSTEM_SHARD)
-        if system is None or not system.group.is_leader:
-            leader = self.leader_of(SYSTEM_SHARD)
-            if not leader or leader == self.number:
-                raise NotHere("The cluster has no leader now; try again shortly.", retry_after_s=1)
-            return cast(Welcome, await self.call(leader, "join", (member,)))
-        command = RegisterNode(self._now_ms(), member.store, member.name, member.peer, member.client, member.zone, member.revision)
-        number = cast(NodeNumber, accepted(await system.propose(command))).number
-        self.connect_all()
-        nodes = tuple(system.machine.cluster.members)
-        return Welcome(number, cluster_id, self._node.options.shards, nodes)
-
-    async def _nodes_call(self) -> tuple[NodeRecord, ...]:
-        return tuple(self.members())
-
-    async def _mark_node(self, epoch: int, number: int, cordoned: bool | None, draining: bool | None, removed: bool | None) -> None:
-        system = self.leading(SYSTEM_SHARD)
-        accepted(await system.propose(MarkNode(self._now_ms(), epoch, number, cordoned, draining, removed)))
-
-    async def _set_replication(self, epoch: int, factor: int) -> None:
-        system = self.leading(SYSTEM_SHARD)
-        accepted(await system.propose(SetReplication(self._now_ms(), epoch, factor)))
-
-    async def _advance_epoch(self, epoch: int) -> None:
-        system = self.leading(SYSTEM_SHARD)
-        accepted(await system.propose(AdvanceEpoch(self._now_ms(), epoch)))
-
-    async def _raise_level(self, epoch: int, level: int) -> None:
-        system = self.leading(SYSTEM_SHARD)
-        accepted(await system.propose(RaiseLevel(self._now_ms(), epoch, level)))
-        self._tell_soon.set()
-
     async def _leader_call(self, shard: int) -> int:
         return self.leader_of(shard)
 
@@ -562,16 +406,12 @@ class Cluster:
         is_ready, reason = self._node.state.ready()
         boot = self._node.log.boot if self._node.log is not None else 0
         replicas = tuple(status_of(replica) for replica in self._node.shards.all())
-        system = self.system_state()
+        system = self.membership.system_state()
         epoch, factor = (system.epoch, system.factor) if system is not None and system.members else (0, 0)
         version, revision = self._node.options.version, self._node.options.revision
-        return NodeStatus(self.number, version, boot, is_ready, reason, replicas, epoch, factor, self.level(), revision, self.has_slow_disk)
-
-
-def _check_refusal(error: Exception) -> None:
-    """A node that is too old for the cluster's feature level, or whose data is another cluster's, cannot wait for anything: it ends."""
-    if isinstance(error, Unprocessable) and ("level" in error.details or "cluster_id" in error.details):
-        raise RuntimeError(error.message) from None
+        return NodeStatus(
+            self.number, version, boot, is_ready, reason, replicas, epoch, factor, self.membership.level(), revision, self.has_slow_disk
+        )
 
 
 def status_of(replica: Replica) -> ReplicaStatus:

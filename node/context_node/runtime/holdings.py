@@ -168,7 +168,7 @@ class Holdings:
         replica.queued_bytes_max = self._options.queued_bytes_per_shard_max
         replica.revision = self._options.revision
         if cluster is not None:
-            replica.level = cluster.level
+            replica.level = cluster.membership.level
         if self._node.comparisons is not None:
             replica.on_compared = partial(self._node.comparisons.note, replica)
         return replica

@@ -33,7 +33,7 @@ class NodeMetrics(Collector):
         yield gauge("log_memory_bytes", "Log kept in memory, all shards.", sum(replica.group.log_bytes for replica in replicas))
         yield gauge("shards", "Replicas on this node, the system group included.", len(replicas))
         yield gauge("shards_stopped", "Replicas that stopped after a fault; see the log.", sum(one.failure is not None for one in replicas))
-        level = node.cluster.level() if node.cluster is not None else node.options.revision
+        level = node.cluster.membership.level() if node.cluster is not None else node.options.revision
         yield gauge("feature_level", "Revision of the state machine up to which commands are used.", level)
         is_slow = node.cluster is not None and node.cluster.has_slow_disk
         yield gauge("commit_mean_seconds", "Running mean of what a COMMIT of the log takes.", engine.disk.mean_s)

@@ -208,7 +208,7 @@ class Node:
         if recovered and cluster.options.join:
             logger.info("%s belongs to a cluster already (%s); --join was not needed", self.options.data_dir, log.identity.cluster_id)
         if not recovered:
-            welcome = await cluster.be_taken_in()
+            welcome = await cluster.membership.be_taken_in()
             if welcome.shards != self.options.shards:
                 what = f"the cluster has {welcome.shards} shards, not {self.options.shards}; start this node with --shards {welcome.shards}"
                 raise StorageFailed(self.options.data_dir, "join", what)
@@ -226,7 +226,7 @@ class Node:
         cluster.connect_all()
         self._spawn(cluster.run_ticks(), "ticks")
         self._spawn(cluster.run_reports(), "reports")
-        self._spawn(cluster.run_registration(), "registration")
+        self._spawn(cluster.membership.run_registration(), "registration")
         if self.moves is not None:
             self._spawn(self.moves.run_snapshots(), "snapshots")
             self._spawn(self.moves.run_disk_watch(), "disk watch")

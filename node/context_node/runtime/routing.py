@@ -179,4 +179,4 @@ class RoutedService:
         return cast(list[NamedPolicyView], await self._cluster.call_leader(SYSTEM_SHARD, "list_policies", ()))
 
     def leader_of(self, context_id: str) -> str:
-        return self._cluster.name_of(self._cluster.leader_of(shard_of(context_id, self._shards.count)))
+        return self._cluster.membership.name_of(self._cluster.leader_of(shard_of(context_id, self._shards.count)))

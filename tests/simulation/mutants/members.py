@@ -5,7 +5,7 @@ from simulation.mutants.planted import Mutant
 REPLICA = "context_node.runtime.replica"
 ENGINE = "context_node.runtime.engine"
 HOLDINGS = "context_node.runtime.holdings"
-CLUSTER = "context_node.runtime.cluster"
+MEMBERSHIP = "context_node.runtime.membership"
 
 MUTANTS = (
     Mutant(
@@ -78,7 +78,7 @@ MUTANTS = (
         "table row 32; FAQ of OpenRaft: wiped data",
         (
             (
-                CLUSTER,
+                MEMBERSHIP,
                 "        command = RegisterNode(self._now_ms(), member.store,",
                 "        command = RegisterNode(self._now_ms(), member.name.partition('.')[0],",
             ),
