@@ -24,7 +24,7 @@ from typing import Any
 import aiohttp
 
 from support.contextstore_process import clean_environment
-from support.histories import Append, LogOperation, Mark, Operation, Read, Seen, Tail, Violation, by_context, check_log
+from support.histories import Append, LogOperation, Mark, Operation, Read, Rule, Seen, Tail, Violation, by_context, check_log
 from support.netns import Hosts
 
 SECRET = "a secret of the nodes of a chaos run"
@@ -57,6 +57,8 @@ class Report:
     faults: Counter[str] = field(default_factory=Counter)
     violations: list[Violation] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)
+    compared: int = 0
+    """Shards whose replicas hashed their whole state at the end, each at one log entry."""
 
     @property
     def is_clean(self) -> bool:
@@ -69,7 +71,7 @@ class Report:
         gaps = sorted(self.gaps_s)
         if gaps:
             text += f"gap after the death of a leader: median {gaps[len(gaps) // 2]:.2f} s, worst {gaps[-1]:.2f} s of {len(gaps)}; "
-        return text + f"{len(self.violations)} violations"
+        return text + f"replicas of {self.compared} shards hashed whole at the end; {len(self.violations)} violations"
 
 
 class Machine:
@@ -461,6 +463,18 @@ class ChaosRun:
             for machine in self.machines:
                 history = await self._history(machine, context)
                 self.report.violations += check_log(operations, history)
+        self.report.compared, differing = await self._compare_replicas()
+        self.report.violations += [Violation(Rule.REPLICAS, f"the replicas of shard {shard} differ: {found}") for shard, found in differing]
+
+    async def _compare_replicas(self) -> tuple[int, list[tuple[int, Any]]]:
+        """Have every shard's replicas hash their whole state at one entry: how many there are, and those that differ."""
+        differing = []
+        shards = (await self._look_at_cluster())["shards"]
+        for shard in shards:
+            found = await self._ask("POST", f"/shards/{shard['shard']}/compare")
+            if not found["is_equal"] or any(one["digest"] is None for one in found["replicas"]):
+                differing.append((shard["shard"], found))
+        return len(shards), differing
 
     async def _history(self, machine: Machine, context: str) -> list[tuple[int, str]]:
         found: list[tuple[int, str]] = []

@@ -438,7 +438,7 @@ class LogModel:
 
 
 class Rule(Enum):
-    """What `check_log` checks."""
+    """What `check_log` checks, and beside it who can look into the replicas."""
 
     HOLE = "the seqs of the final history are 1, 2, 3, ..."
     DOUBLED = "no id is in the final history twice"
@@ -451,6 +451,7 @@ class Rule(Enum):
     FUTURE = "a read shows nothing that was called after it returned"
     BACKWARDS = "a read shows no less than a read that returned before it was called"
     CONTENT = "what a read shows is the final history up to its last seq"
+    REPLICAS = "all replicas of a shard have the same bytes at the same log entry"
 
 
 @dataclass(frozen=True, slots=True)
