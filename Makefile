@@ -15,7 +15,7 @@ ARGS ?=
 
 RUST_SOURCES := $(wildcard node/raft_core/Cargo.toml node/raft_core/Cargo.lock node/raft_core/src/*.rs)
 
-.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e bench-cluster chaos grow behind sim sim-replay sim-mutants
+.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e bench-cluster bench-idle chaos grow behind sim sim-replay sim-mutants
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,9 @@ bench: setup ## Measure the node beside a bare endpoint
 
 bench-cluster: setup ## Measure three nodes beside etcd, NATS JetStream and pysyncobj (needs Go; 10 min)
 	$(BIN)/python bench/cluster.py $(ARGS)
+
+bench-idle: setup ## Measure what three nodes cost that nobody asks anything (ARGS="--contexts 10000 --shards 256"; 3 min)
+	$(BIN)/python bench/idle.py $(ARGS)
 
 bench-memory: setup ## Measure memory: 100,000 contexts restarted, 1,000,000 messages imported (10 min)
 	$(BIN)/python bench/memory.py $(ARGS)

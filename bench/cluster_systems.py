@@ -122,13 +122,14 @@ def until_ready(look: Any, what: str) -> Any:
 
 
 @contextlib.contextmanager
-def ours(folder: Path) -> Iterator[System]:
+def ours(folder: Path, *settings: str) -> Iterator[System]:
     ports, peers = [free_port() for _ in range(NODES)], [free_port() for _ in range(NODES)]
     command = str(Path(sys.executable).parent / "contextstore")
     commands = [
         [command, "serve", "--node-name", f"n{number}", "--data-dir", str(folder / f"ours{number}")]
         + ["--port", str(ports[number]), "--peer-port", str(peers[number])]
         + (["--join", f"127.0.0.1:{peers[0]}"] if number else [])
+        + list(settings)
         for number in range(NODES)
     ]
     with started(commands, folder, "ours", {"CONTEXTSTORE_CLUSTER_SECRET": "a secret of a benchmark's nodes"}) as processes:

@@ -19,8 +19,8 @@ BUSY_EVERY_S = 0.1
 """After steps were taken: others may be possible now."""
 
 LOOK_EVERY_S = 0.5
-IDLE_EVERY_S = 4.0
-"""Where the last look showed nothing to do. A look asks every node for all its replicas."""
+IDLE_EVERY_S = 30.0
+"""Where the last look showed nothing to do, unless something is heard to change. A look asks every node for all its replicas."""
 
 MOVES_MAX = 8
 
@@ -28,19 +28,29 @@ MOVES_MAX = 8
 class Admin(Protocol):
     """What a node gives its administrators."""
 
-    @property
-    def leads(self) -> bool: ...
     async def look(self) -> object: ...
     async def add_learner(self, shard: int, node: int) -> None: ...
     async def change_members(self, shard: int, promote: tuple[int, ...], remove: tuple[int, ...]) -> None: ...
     async def transfer_leader(self, shard: int, node: int) -> None: ...
 
 
-async def run(admin: Admin, moves_max: int = MOVES_MAX) -> None:
+class ResidentAdmin(Admin, Protocol):
+    """What it gives to one that lives on the node. Of all of them only the one where `leads` acts."""
+
+    @property
+    def leads(self) -> bool: ...
+    async def changed(self, timeout_s: float) -> None: ...
+
+
+async def run(admin: ResidentAdmin, moves_max: int = MOVES_MAX) -> None:
     """Keep the cluster as it should be, whenever this node leads the system group. Until cancelled."""
     complaints: tuple[str, ...] = ()
     pause_s = LOOK_EVERY_S
     while True:
+        if pause_s > LOOK_EVERY_S:
+            await admin.changed(pause_s - LOOK_EVERY_S)
+            pause_s = LOOK_EVERY_S
+        # What changes seldom changes alone: the others that change with it are waited for.
         await asyncio.sleep(pause_s)
         pause_s = LOOK_EVERY_S
         if not admin.leads:

@@ -19,9 +19,6 @@ class AdminError(Exception):
 class HttpAdmin:
     """An asynchronous context manager; any node will do."""
 
-    leads = True
-    """Who has an admin key decides; of administrators on nodes only one acts."""
-
     def __init__(self, url: str, key: str | None) -> None:
         self._url = url.rstrip("/").removesuffix("/v1") + "/v1/cluster"
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}

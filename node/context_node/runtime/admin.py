@@ -6,6 +6,7 @@ met; a node that does not answer is shown as away, never left out.
 """
 
 import asyncio
+from contextlib import suppress
 from typing import cast
 
 import msgspec
@@ -108,6 +109,13 @@ class ClusterAdmin:
     def leads(self) -> bool:
         """Whether this node leads the system group: of all administrators that run on nodes, only the one there acts."""
         return self._cluster.number != 0 and self._cluster.leader_of(SYSTEM_SHARD) == self._cluster.number
+
+    async def changed(self, timeout_s: float) -> None:
+        """Return when something that decides who should hold or lead what has changed, as far as this node knows, or after so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._cluster.news.wait()
+        self._cluster.news.clear()
 
     async def look(self) -> ClusterView:
         """Ask every member how it is. Takes `LOOK_TIMEOUT_S` where one does not answer."""

@@ -117,6 +117,8 @@ class Cluster:
         self._tell_soon = asyncio.Event()
         """Set when this node has begun to lead something: the others are told at once, not at the next round."""
         self.advertised = ""
+        self.news = asyncio.Event()
+        """Set when something has changed that decides who should hold or lead what; whoever waits for it takes it back."""
         self.slow: dict[int, bool] = {}
         """By node whether it last reported that its disk is slow."""
         self._reported: dict[int, tuple[int, int]] = {}
@@ -192,6 +194,7 @@ class Cluster:
             if engine.has_new_leader:
                 engine.has_new_leader = False
                 self._tell_soon.set()
+                self.news.set()
             for node in self._watch.tick():
                 engine.wake_led_by(node)
 
@@ -296,14 +299,19 @@ class Cluster:
         elif kind == REPORT:
             report = _reports.decode(body)
             self.membership.hear_level(report.level)
+            if self.slow.get(peer.node) != report.has_slow_disk:
+                self.news.set()
             self.slow[peer.node] = report.has_slow_disk
             for led in report.led:
                 known = self._reported.get(led.shard, (0, 0))
+                if led.term > known[0]:
+                    self.news.set()
                 if led.term >= known[0]:
                     self._reported[led.shard] = (led.term, peer.node)
                     self.on_led(peer.node, led)
 
     def _on_peer(self, node: int, is_connected: bool) -> None:
+        self.news.set()
         if is_connected:
             self._told = b""
             self._tell_soon.set()

@@ -120,6 +120,7 @@ class Membership:
             return
         if self.members() and log.nodes != nodes:
             engine.with_log(lambda log: log.note_nodes(nodes))
+            self._cluster.news.set()
         if log.level != (level := self.level()):
             engine.with_log(lambda log: log.note_level(level))
 
@@ -204,10 +205,12 @@ class Membership:
     async def _mark_node(self, epoch: int, number: int, cordoned: bool | None, draining: bool | None, removed: bool | None) -> None:
         system = self._cluster.leading(SYSTEM_SHARD)
         accepted(await system.propose(MarkNode(self._now_ms(), epoch, number, cordoned, draining, removed)))
+        self._cluster.news.set()
 
     async def _set_replication(self, epoch: int, factor: int) -> None:
         system = self._cluster.leading(SYSTEM_SHARD)
         accepted(await system.propose(SetReplication(self._now_ms(), epoch, factor)))
+        self._cluster.news.set()
 
     async def _advance_epoch(self, epoch: int) -> None:
         system = self._cluster.leading(SYSTEM_SHARD)
