@@ -248,6 +248,8 @@ class Moves:
         while True:
             await asyncio.sleep(0.1)
             for replica in self._node.shards.all():
+                if replica.is_resting:
+                    continue  # its members have everything
                 wanted = 0 if replica.failure is not None else replica.group.snapshot_requested
                 if wanted and replica.shard not in self._is_taking:
                     self._is_taking.add(replica.shard)
