@@ -14,6 +14,7 @@ from context_node.contexts.revisions import NEWEST
 from context_node.raft import ConfState, EntryKind, MessageKind, Role, peek_message, unpack_log_record
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_store import LogStore
+from context_node.runtime.moving import Moves
 from context_node.runtime.replica import Replica
 from context_node.runtime.state_store import StateStore
 from simulation.durable import DiskModel, changed, differences, recovered_model
@@ -336,6 +337,7 @@ class Judge:
         wrap(LogStore, "recover", self._on_recover)
         wrap(StateStore, "checkpoint", self._on_checkpoint)
         wrap(StateStore, "__init__", self._on_state_open)
+        wrap(Moves, "_give_away", self._on_give_away)
         wrap(Replica, "apply", self._on_apply)
         wrap(Replica, "_take_members", self._on_members)
         wrap(Replica, "note_role", self._on_role)
@@ -387,6 +389,11 @@ class Judge:
         if disk is not None and result.complete:
             disk.state_index[store.path] = max(index, disk.state_index.get(store.path, 0))
         return result
+
+    def _on_give_away(self, original: Any, moves: Moves, spared: Any) -> int:
+        given: int = original(moves, spared)
+        self.mark("leaderships were handed over because of a slow disk", given > 0 and moves._cluster.has_slow_disk)
+        return given
 
     def _on_apply(self, original: Any, replica: Replica, committed: Any, now: float) -> None:
         self.applying(replica, committed)

@@ -147,7 +147,14 @@ class Life:
 
     def options(self) -> NodeOptions:
         cluster = ClusterOptions(
-            host=self.host, port=PORT, secret=SECRET, join=self.join, tick_s=TICK_S, election_ticks=ELECTION_TICKS, report_s=0.25
+            host=self.host,
+            port=PORT,
+            secret=SECRET,
+            join=self.join,
+            tick_s=TICK_S,
+            election_ticks=ELECTION_TICKS,
+            report_s=0.25,
+            slow_disk_s=0.1,
         )
         return NodeOptions(
             "data",
