@@ -65,8 +65,8 @@ def lines_of(processes: list["subprocess.Popen[str]"]) -> Iterator[tuple[int, di
 def plant_next_version(is_wanted: bool) -> None:
     """Let a second revision of the state machine exist in this interpreter; runs then begin with the first."""
     if is_wanted:
-        from simulation.mutants.planted import plant as plant_it
         from support.next_version import NEXT_VERSION
+        from support.planted import plant as plant_it
 
         plant_it(NEXT_VERSION)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from simulation.mutants import MUTANTS, Mutant
-from simulation.mutants.planted import edited, source_of
+from support.planted import edited, source_of
 
 MUTANTS_MIN = 40
 

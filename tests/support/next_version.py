@@ -11,7 +11,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from simulation.mutants.planted import Mutant, plant
+from support.planted import Mutant, plant
 
 MEMBER = "written_as"
 """The member of a message that only the next version writes."""

@@ -1,7 +1,7 @@
 """Bugs that are planted in the shell, to show that the simulation finds such bugs."""
 
 from simulation.mutants import members, persisting, serving, snapshots, upgrades
-from simulation.mutants.planted import Mutant, plant
+from support.planted import Mutant, plant
 
 MUTANTS: tuple[Mutant, ...] = (*persisting.MUTANTS, *snapshots.MUTANTS, *serving.MUTANTS, *members.MUTANTS, *upgrades.MUTANTS)
 

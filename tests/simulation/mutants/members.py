@@ -1,6 +1,6 @@
 """Planted bugs about members, time and who may speak."""
 
-from simulation.mutants.planted import Mutant
+from support.planted import Mutant
 
 REPLICA = "context_node.runtime.replica"
 ENGINE = "context_node.runtime.engine"

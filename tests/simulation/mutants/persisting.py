@@ -1,6 +1,6 @@
 """Planted bugs about what must be durable before something is said."""
 
-from simulation.mutants.planted import Mutant
+from support.planted import Mutant
 
 ENGINE = "context_node.runtime.engine"
 HOLDINGS = "context_node.runtime.holdings"

@@ -1,6 +1,6 @@
 """Planted bugs about answers: reads that are too early, writes whose outcome is told wrongly, memory that forgets."""
 
-from simulation.mutants.planted import Mutant
+from support.planted import Mutant
 
 REPLICA = "context_node.runtime.replica"
 ENGINE = "context_node.runtime.engine"

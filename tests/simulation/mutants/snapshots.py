@@ -1,6 +1,6 @@
 """Planted bugs about snapshots and about replicas that come and go."""
 
-from simulation.mutants.planted import Mutant
+from support.planted import Mutant
 
 HOLDINGS = "context_node.runtime.holdings"
 MOVING = "context_node.runtime.moving"

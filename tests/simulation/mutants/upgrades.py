@@ -1,7 +1,7 @@
 """Planted bugs about clusters of two versions; the next version is planted with each of them."""
 
-from simulation.mutants.planted import Mutant
 from support.next_version import NEXT_VERSION
+from support.planted import Mutant
 
 CLUSTER_STATE = "context_node.contexts.cluster"
 REPLICA = "context_node.runtime.replica"
