@@ -249,13 +249,16 @@ class ClusterAdmin:
 
     async def compare(self, shard: int) -> ShardComparison:
         """Have all replicas of a shard hash their state at one entry. Raises `Unavailable` if none could."""
-        members = (await self._status_of(self._checked(shard))).replicas
+        self._checked(shard)
+        view = await self.look()
+        members = next(each for each in view.shards if each.shard == shard).replicas
+        alive = {node.number for node in view.nodes if node.is_alive}
         loop = asyncio.get_running_loop()
         until = loop.time() + COMPARE_TIMEOUT_S
         while True:
             mark = self._cluster.new_name()
             await self._cluster.call_leader(shard, "compare", (shard, mark))
-            found = await asyncio.gather(*(self._digest(one.node, shard, mark, until) for one in members))
+            found = await asyncio.gather(*(self._digest(one.node, shard, mark, until if one.node in alive else 0.0) for one in members))
             if all(one is None or one.digest for one in found) or loop.time() > until:
                 break
         taken = [one for one in found if one is not None and one.digest]
@@ -270,10 +273,6 @@ class ClusterAdmin:
                 for member, one in zip(members, found, strict=True)
             ],
         )
-
-    async def _status_of(self, shard: int) -> ShardView:
-        view = await self.look()
-        return next(each for each in view.shards if each.shard == shard)
 
     async def _digest(self, node: int, shard: int, mark: str, until: float) -> Digest | None:
         """What a node's replica found, as soon as it has; None if it did not in time."""
