@@ -202,6 +202,8 @@ class Moves:
         while True:
             await asyncio.sleep(DISK_LOOK_S)
             is_slow = self._cluster.has_slow_disk
+            if is_slow != was_slow:
+                self._cluster.news.set()
             if is_slow:
                 given = self._give_away(self._cluster.slow)
                 if given or not was_slow:
