@@ -182,7 +182,8 @@ class Membership:
 
     async def _take_in(self, member: Member) -> Welcome:
         cluster_id = self._cluster.transport.identity.cluster_id
-        if member.cluster_id not in ("", cluster_id):
+        # One that is about to be taken in itself belongs to none yet, and cannot say who may.
+        if cluster_id and member.cluster_id not in ("", cluster_id):
             raise Unprocessable(
                 f"Node {member.name}'s data belongs to cluster {member.cluster_id}, and this is {cluster_id}; give it another directory.",
                 cluster_id=cluster_id,
