@@ -22,7 +22,7 @@ LOOK_EVERY_S = 0.5
 IDLE_EVERY_S = 30.0
 """Where the last look showed nothing to do, unless something is heard to change. A look asks every node for all its replicas."""
 
-MOVES_MAX = 8
+MOVES_MAX = 4
 
 
 class Admin(Protocol):
