@@ -34,6 +34,9 @@ SNAPSHOT_KEPT_S = 60.0
 HAND_OVER_S = 2.0
 """A stopping node waits so long for others to lead what it led."""
 
+SNAPSHOT_LOOK_S = 0.25
+"""How often a leader looks whether a follower needs a snapshot. Each look wakes an idle node."""
+
 DISK_LOOK_S = 0.5
 """So often a node asks itself whether its disk is slow."""
 
@@ -248,7 +251,7 @@ class Moves:
     async def run_snapshots(self) -> None:
         """Take the snapshots that followers need, and remove those that nobody asks for any more."""
         while True:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(SNAPSHOT_LOOK_S)
             for replica in self._node.shards.all():
                 if replica.is_resting:
                     continue  # its members have everything

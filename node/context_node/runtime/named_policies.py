@@ -18,7 +18,7 @@ from context_node.contexts.strategies import parse_strategy
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, accepted
 from context_node.runtime.writes import check_numbers, policy_config
 
-COPY_INTERVAL_S = 0.2
+COPY_INTERVAL_S = 0.5
 
 
 class NamedPolicies:

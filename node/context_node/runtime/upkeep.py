@@ -16,6 +16,9 @@ from context_node.runtime.log_store import LogStore
 from context_node.runtime.replica import Replica
 from context_node.runtime.worker import Worker
 
+IDLE_ROUNDS = 5
+"""A node where nothing changes is looked at after so many intervals: waking up costs it more than the look does."""
+
 
 @dataclass(frozen=True, slots=True)
 class UpkeepLimits:
@@ -64,6 +67,7 @@ class Upkeep:
         self._purged_at: float | None = None
         self._rounds = 0
         self._has_changes = False
+        self._is_idle = False
         self._progress_seen = (0, 0, 0, 0)
         self._loaded_seen = ((0, 0, 0, 0), 0)
 
@@ -80,7 +84,7 @@ class Upkeep:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(self._limits.interval_s)
+            await asyncio.sleep(self._limits.interval_s * (IDLE_ROUNDS if self._is_idle else 1))
             try:
                 await self.round()
             except StorageError as error:
@@ -91,11 +95,12 @@ class Upkeep:
         self._rounds += 1
         progress = self._progress()
         # Where nothing moved and everything is stored there is nothing to do; with many idle shards a look at each costs most.
-        if progress != self._progress_seen or self._has_changes:
+        self._is_idle = progress == self._progress_seen and not self._has_changes
+        if not self._is_idle:
             self._progress_seen = progress
             await self._flush_due()
             await self._truncate_due()
-        if self._rounds % 5 == 0 and (loaded := (progress, self._loaded())) != self._loaded_seen:
+        if (self._is_idle or self._rounds % IDLE_ROUNDS == 0) and (loaded := (progress, self._loaded())) != self._loaded_seen:
             self._loaded_seen = loaded
             self._forget_cold()
         if self._purged_at is not None and self._loop.time() - self._purged_at >= self._limits.scrub_after_s:
