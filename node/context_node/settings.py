@@ -86,6 +86,15 @@ class Settings:
         (), group=CLUSTER, high=16, advanced=False,
         reason="HOST:PORT (peer_port) of nodes to join, separated by commas; without any, an empty data directory begins a cluster",
     )
+    cluster_id: str | None = setting(
+        None, group=CLUSTER, low=32, high=32, pattern=r"[0-9a-f]{32}",
+        reason="the only cluster that this node may belong to or begin (32 hexadecimal digits); without it, any",
+    )
+    renew_removed: bool = setting(
+        False, group=CLUSTER,
+        reason="a data directory that was removed from its cluster is emptied, and the node joins anew; for whoever manages nodes by "
+        "place, as the operator does",
+    )
     zone: str = setting(
         "", group=CLUSTER, low=0, high=63,
         reason="failure zone of this node; replicas of a shard are kept in different ones where there are enough",

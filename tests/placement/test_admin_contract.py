@@ -8,7 +8,7 @@ from context_operator import view
 from context_operator.view import view_of
 
 
-@pytest.mark.parametrize("name", ["ReplicaView", "ShardView", "NodeView", "ClusterView"])
+@pytest.mark.parametrize("name", ["ReplicaView", "ShardView", "NodeView", "ClusterView", "SelfView", "NodePolicies"])
 def test_both_sides_know_the_same_fields(name: str) -> None:
     ours, theirs = getattr(admin, name), getattr(view, name)
     assert [field.name for field in msgspec.structs.fields(ours)] == [field.name for field in msgspec.structs.fields(theirs)]

@@ -40,6 +40,8 @@ def cluster_options(settings: Settings) -> ClusterOptions | None:
         election_ticks=settings.election_ticks,
         slow_disk_s=settings.slow_disk_s,
         call_timeout_s=settings.request_timeout_s,
+        cluster_id=settings.cluster_id or "",
+        renews=settings.renew_removed,
     )
 
 

@@ -13,7 +13,7 @@ from context_node.http import codec
 from context_node.http.calls import Call, check_content_type, read_body
 from context_node.http.queries import NoQuery, parse_query
 from context_node.http.replies import Reply, empty_reply, json_reply
-from context_node.http.schemas import ClusterBody, LeaderBody, LearnerBody, MembersBody, NodeBody
+from context_node.http.schemas import BeginBody, ClusterBody, LeaderBody, LearnerBody, MembersBody, NodeBody, NodePoliciesAnswer
 
 if TYPE_CHECKING:
     from context_node.http.edge import Edge
@@ -23,6 +23,7 @@ T = TypeVar("T")
 _ENCODE = msgspec.json.Encoder().encode
 _CLUSTER, _NODE = msgspec.json.Decoder(ClusterBody), msgspec.json.Decoder(NodeBody)
 _LEARNER, _MEMBERS, _LEADER = msgspec.json.Decoder(LearnerBody), msgspec.json.Decoder(MembersBody), msgspec.json.Decoder(LeaderBody)
+_BEGIN = msgspec.json.Decoder(BeginBody)
 BODY_BYTES_MAX = 64 * 1024
 
 
@@ -30,6 +31,25 @@ async def look(edge: "Edge", call: Call) -> Reply:
     """GET /v1/cluster"""
     parse_query(call.query, NoQuery)
     return json_reply(200, _ENCODE(await _admin(edge).look()))
+
+
+async def look_at_self(edge: "Edge", call: Call) -> Reply:
+    """GET /v1/cluster/self"""
+    parse_query(call.query, NoQuery)
+    return json_reply(200, _ENCODE(_admin(edge).describe_self()))
+
+
+async def begin(edge: "Edge", call: Call) -> Reply:
+    """POST /v1/cluster"""
+    body = await _body(edge, call, _BEGIN)
+    await _admin(edge).begin(body.cluster_id)
+    return empty_reply(204)
+
+
+async def policies(edge: "Edge", call: Call) -> Reply:
+    """GET /v1/cluster/policies"""
+    parse_query(call.query, NoQuery)
+    return json_reply(200, _ENCODE(NodePoliciesAnswer(await _admin(edge).policies())))
 
 
 async def change(edge: "Edge", call: Call) -> Reply:

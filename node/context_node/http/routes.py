@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from context_node.api_keys import Scope
 from context_node.http import cluster, contexts, health, messages, policies, queries, schemas, streams, window
 from context_node.http.routing import Route
-from context_node.runtime.admin import ClusterView, ShardComparison
+from context_node.runtime.admin import ClusterView, SelfView, ShardComparison
 
 READ_REFUSALS = (400, 401, 403, 404, 503)
 WRITE_REFUSALS = (400, 401, 403, 404, 409, 413, 415, 422, 503)
@@ -187,6 +187,22 @@ def cluster_routes() -> tuple[Route, ...]:
             method="GET", path="/v1/cluster", name="getCluster", tag="Cluster", scope=Scope.ADMIN,
             summary="Show nodes and shards", description="Asks every node; one that does not answer within 2 s is shown as not alive.",
             handler=cluster.look, answers={200: ClusterView}, refusals=(400, 401, 403, 422, 503),
+        ),
+        Route(
+            method="GET", path="/v1/cluster/self", name="getSelf", tag="Cluster", scope=Scope.ADMIN,
+            summary="Show the node that is asked", description="Answers also while the node waits for a cluster.",
+            handler=cluster.look_at_self, answers={200: SelfView}, refusals=(400, 401, 403, 422, 503),
+        ),
+        Route(
+            method="GET", path="/v1/cluster/policies", name="getNodePolicies", tag="Cluster", scope=Scope.ADMIN,
+            summary="Show which named policies each node follows",
+            handler=cluster.policies, answers={200: schemas.NodePoliciesAnswer}, refusals=(400, 401, 403, 422, 503),
+        ),
+        Route(
+            method="POST", path="/v1/cluster", name="beginCluster", summary="Have the node that is asked begin a cluster",
+            description="For a node that was started with --join and waits. Do so once, on one node: the others are taken in by it. "
+            "Repeating it with the same id does nothing.",
+            handler=cluster.begin, body=schemas.BeginBody, **step,
         ),
         Route(
             method="PATCH", path="/v1/cluster", name="changeCluster", summary="Change the replication factor, raise the feature level",

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from context_node.runtime.admin import NodePolicies
+
 SEQ_MAX = 2**53 - 1
 """Largest integer that every JSON reader keeps exactly; no seq or version comes near."""
 
@@ -275,6 +277,18 @@ class HealthAnswer(msgspec.Struct, frozen=True):
 Epoch = Annotated[int, Meta(ge=0, le=2**62, description="The administrator's epoch; 0 is not compared.")]
 NodeNumber = Annotated[int, Meta(ge=1, le=2**22)]
 ReplicaId = Annotated[int, Meta(ge=1, le=2**62)]
+
+
+class BeginBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The id of the cluster that the node shall begin: 32 hexadecimal digits, new for every cluster."""
+
+    cluster_id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+
+
+class NodePoliciesAnswer(msgspec.Struct, frozen=True):
+    """By node which generation of each named policy its replicas follow."""
+
+    nodes: list[NodePolicies]
 
 
 class ClusterBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

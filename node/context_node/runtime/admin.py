@@ -6,6 +6,7 @@ met; a node that does not answer is shown as away, never left out.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -98,12 +99,48 @@ class ClusterView(msgspec.Struct, frozen=True):
     shards: list[ShardView]
 
 
+class SelfView(msgspec.Struct, frozen=True):
+    """The node that was asked. `state`: `starting`; `waiting` to be taken in or told to begin a cluster, its store in none yet;
+    `member`. `number` is 0 and `cluster_id` empty where it is none; `reason` says why it is not ready."""
+
+    name: str
+    number: int
+    store: str
+    cluster_id: str
+    state: str
+    replicas: int
+    is_ready: bool
+    reason: str
+    version: str
+
+
+class NodePolicies(msgspec.Struct, frozen=True):
+    """The named policies that a node's replicas follow: by name the oldest generation among its shards, 0 where one has none. `is_alive`:
+    it answered; a node without replicas follows nothing."""
+
+    node: int
+    name: str
+    is_alive: bool
+    replicas: int
+    policies: dict[str, int]
+
+
 class ClusterAdmin:
     """The steps, and the look at everything."""
 
-    def __init__(self, cluster: Cluster, shards: int) -> None:
+    def __init__(self, cluster: Cluster, shards: int, describe_self: Callable[[], SelfView], begin_cluster: Callable[[str], None]) -> None:
         self._cluster = cluster
         self._shards = shards
+        self._describe_self = describe_self
+        self._begin_cluster = begin_cluster
+
+    def describe_self(self) -> SelfView:
+        """This node as it stands now, also while it waits for a cluster."""
+        return self._describe_self()
+
+    async def begin(self, cluster_id: str) -> None:
+        """Have the node that is asked begin a cluster, if it waits for one. Returns before it has; asking again is safe."""
+        self._begin_cluster(cluster_id)
 
     @property
     def leads(self) -> bool:
@@ -246,6 +283,21 @@ class ClusterAdmin:
     async def raise_level(self, level: int, epoch: int = 0) -> None:
         """Let commands up to this revision be proposed. Refused while a member does not understand them; there is no way back."""
         await self._cluster.call_leader(SYSTEM_SHARD, "raise_level", (epoch, level))
+
+    async def policies(self) -> list[NodePolicies]:
+        """Which named policies each node's replicas follow."""
+        members = self._cluster.membership.members()
+        told = await asyncio.gather(*(self._held_policies(node.number) for node in members))
+        return [
+            NodePolicies(node.number, node.name, False, 0, {}) if held is None else NodePolicies(node.number, node.name, True, *held)
+            for node, held in zip(members, told, strict=True)
+        ]
+
+    async def _held_policies(self, number: int) -> tuple[int, dict[str, int]] | None:
+        try:
+            return cast("tuple[int, dict[str, int]]", await self._cluster.call_or_do(number, "policies", (), LOOK_TIMEOUT_S))
+        except Refusal:
+            return None
 
     async def compare(self, shard: int) -> ShardComparison:
         """Have all replicas of a shard hash their state at one entry. Raises `Unavailable` if none could."""

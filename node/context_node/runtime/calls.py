@@ -131,6 +131,7 @@ KINDS: Mapping[str, Kind] = {
     "nodes": Kind(tuple[()], tuple[NodeRecord, ...]),
     "describe": Kind(tuple[()], NodeStatus),
     "leader": Kind(tuple[int], int),
+    "policies": Kind(tuple[()], tuple[int, dict[str, int]]),
     "mark_node": Kind(tuple[int, int, bool | None, bool | None, bool | None], None, is_write=True),
     "set_replication": Kind(tuple[int, int], None, is_write=True),
     "advance_epoch": Kind(tuple[int], None, is_write=True),

@@ -43,7 +43,9 @@ class ClusterOptions:
     """`host` and `port` are listened on for peers; `advertise` is what others dial (`host:port`, empty: the same). `secret` (at least 16
     bytes) is the cluster's. `join`: nodes to ask to be taken in; without any, an empty data directory begins a cluster of its own.
     An election starts after `election_ticks` to twice as many ticks of `tick_s` without a leader. A group that is idle for `idle_ticks`
-    goes to rest; 0: none does. A node whose COMMITs take longer than `slow_disk_s` (0: never) hands over what it leads."""
+    goes to rest; 0: none does. A node whose COMMITs take longer than `slow_disk_s` (0: never) hands over what it leads. `cluster_id`: the
+    only cluster that the node may belong to or begin; empty: any. `renews`: a store that was removed from the cluster is emptied, and the
+    node joins again as a new one."""
 
     host: str
     port: int
@@ -60,6 +62,8 @@ class ClusterOptions:
     report_s: float = 0.5
     call_timeout_s: float = 30.0
     leader_wait_s: float = 3.0
+    cluster_id: str = ""
+    renews: bool = False
 
 
 class Led(msgspec.Struct, frozen=True, array_like=True):
@@ -105,6 +109,7 @@ class Cluster:
         self.handlers: dict[str, Handler] = {
             "describe": self._describe_call,
             "leader": self._leader_call,
+            "policies": self._policies_call,
         }
         self.membership = Membership(self, node, now_ms)
         self._node = node
@@ -219,6 +224,8 @@ class Cluster:
                         self.transport.send(member.number, report)
             if rounds % 4 == 0 and not self.membership.holds_system():
                 await self.membership.ask_nodes()
+                if self.options.renews and rounds % 16 == 0:
+                    await self.membership.check_membership()
 
     @property
     def has_slow_disk(self) -> bool:
@@ -405,6 +412,16 @@ class Cluster:
 
     async def _leader_call(self, shard: int) -> int:
         return self.leader_of(shard)
+
+    async def _policies_call(self) -> tuple[int, dict[str, int]]:
+        """How many replicas of ordinary shards there are here, and by name the oldest generation that one of them follows."""
+        replicas = [replica for replica in self._node.shards.replicas() if replica.failure is None]
+        names = {name for replica in replicas for name in replica.machine.policies}
+        found = {}
+        for name in sorted(names):
+            held = [replica.machine.policies.get(name) for replica in replicas]
+            found[name] = min(0 if policy is None or policy.record.deleted else policy.record.generation for policy in held)
+        return len(replicas), found
 
     async def _describe_call(self) -> NodeStatus:
         return self.describe()

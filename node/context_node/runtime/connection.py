@@ -156,6 +156,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self.lost.done():
+            self._transport.abort()
+            return
         if not self.is_closed and (why := self._admit()):
             self._end(why)
         self._registry.add(self)
@@ -258,6 +261,12 @@ class Connection(asyncio.Protocol):
                 self._timer.cancel()
             if self in self._registry:
                 self._transport.abort()
+
+    def forsake(self, why: str) -> None:
+        """The dial was given up before it had its socket, which the event loop closes. uvloop does so without a word even where
+        `connection_made` was called already, so that `lost` would never be done."""
+        self.close(why)
+        self.connection_lost(None)
 
     def _refuse(self, why: str, answer: bytes = b"") -> None:
         """End a handshake, with a last word. The timer goes on, for a peer that does not read it."""

@@ -80,6 +80,17 @@ class Holdings:
         log.commit()
         return made
 
+    def empty(self) -> None:
+        """Remove everything of a store that its cluster has removed, the log last: until then the next start begins here again."""
+        disk, folder = self._options.disk, self._options.data_dir
+        for name in disk.names_in(self.state_dir):
+            disk.remove(os.path.join(self.state_dir, name))
+        disk.sync_directory(self.state_dir)
+        log_files = [name for name in disk.names_in(folder) if name in ("log.db-journal", "log.db-shm", "log.db-wal")]
+        for name in (*log_files, "log.db"):
+            disk.remove(os.path.join(folder, name))
+        disk.sync_directory(folder)
+
     def check_nothing_is_there(self) -> None:
         """A log without shards begins a new node. If there are databases that hold anything, their log was lost: nothing may be removed or
         begun (H1). Those of a bootstrap that was cut short are empty."""

@@ -118,6 +118,8 @@ class LogStore:
             """The members that were known last; empty if there were none."""
             self.level: int = self._execute("SELECT value FROM meta WHERE key='level'").get or 1
             """The feature level that was known last: what is in the log may need as new a version."""
+            self.is_removed: bool = self._execute("SELECT value FROM meta WHERE key='removed'").get is not None
+            """Whether the cluster has said that this store belongs to it no more."""
         except (apsw.Error, StorageError) as error:
             abandon(self._database)
             self.unlock()
@@ -160,6 +162,20 @@ class LogStore:
         self._check_usable()
         self._bind("INSERT OR REPLACE INTO meta VALUES('level', ?)", (level,))
         self.level = level
+
+    def note_removed(self) -> None:
+        """This store belongs to its cluster no more, with the next commit."""
+        self._check_usable()
+        self._bind("INSERT OR REPLACE INTO meta VALUES('removed', 1)", ())
+        self.is_removed = True
+
+    def note_cluster(self, cluster_id: str) -> None:
+        """The id of the cluster that this store begins, with the next commit. Only a store that was in none may."""
+        self._check_usable()
+        if self._rows or self.shards is not None:
+            raise ValueError("a store that was in a cluster belongs to it")
+        self._bind("UPDATE meta SET value=? WHERE key='cluster_id'", (cluster_id,))
+        self.identity = replace(self.identity, cluster_id=cluster_id)
 
     def adopt_cluster(self, cluster_id: str, shards: int) -> None:
         """Belong to another cluster from now on, durably. Only a store without shards may. Raises `StorageError`."""

@@ -31,6 +31,10 @@ _node_lists = msgspec.msgpack.Decoder(tuple[NodeRecord, ...])
 _encode = msgspec.msgpack.Encoder().encode
 
 
+class StoreRemoved(RuntimeError):
+    """The cluster has removed this node's store: it can never be a member again."""
+
+
 def address(text: str) -> tuple[str, int]:
     """`host:port` (IPv6 in brackets) as its parts. Raises ValueError."""
     host, colon, port = text.rpartition(":")
@@ -72,16 +76,13 @@ class Membership:
         """Ask the nodes of `join`, and the members that were known last, in turn, until one answers. The same store gets the same number
         each time. Raises RuntimeError if there is nobody to ask."""
         complaint = ""
-        known = [node.peer for node in self._told_nodes if node.store != self._cluster.transport.identity.store]
-        peers = list(dict.fromkeys((*self._cluster.options.join, *known)))
+        peers = self._peers_to_ask()
         if not peers:
             raise RuntimeError("This node holds no replicas and knows no other node of its cluster; start it with --join HOST:PORT.")
         while True:
             for peer in peers:
                 try:
-                    host, port = address(peer)
-                    data = await self._cluster.transport.request_address(host, port, calls.encode_question("join", (self._me(),)), 10.0)
-                    welcome = cast(Welcome, calls.decode_answer("join", data))
+                    welcome = await self._ask_to_join(peer)
                 except (PeerUnavailable, PeerLost, PeerRefused, Refusal, OSError) as error:
                     _check_refusal(error)
                     if str(error) != complaint:
@@ -91,6 +92,26 @@ class Membership:
                 self._told_nodes = welcome.nodes
                 return welcome
             await asyncio.sleep(0.5)
+
+    def _peers_to_ask(self) -> list[str]:
+        store, advertised = self._cluster.transport.identity.store, self._cluster.advertised
+        known = [node.peer for node in self._told_nodes if node.store != store]
+        return [peer for peer in dict.fromkeys((*self._cluster.options.join, *known)) if peer != advertised]
+
+    async def _ask_to_join(self, peer: str) -> Welcome:
+        host, port = address(peer)
+        data = await self._cluster.transport.request_address(host, port, calls.encode_question("join", (self._me(),)), 10.0)
+        return cast(Welcome, calls.decode_answer("join", data))
+
+    async def check_membership(self) -> None:
+        """Ask whoever answers whether this store is a member still: one that was removed is heard by nobody. Raises `StoreRemoved`."""
+        for peer in self._peers_to_ask():
+            try:
+                await self._ask_to_join(peer)
+            except (PeerUnavailable, PeerLost, PeerRefused, Refusal, OSError) as error:
+                _check_refusal(error)
+                continue
+            return
 
     async def run_registration(self) -> None:
         """Have the system group know this node's addresses. Ends when it does."""
@@ -224,6 +245,9 @@ class Membership:
 
 
 def _check_refusal(error: Exception) -> None:
-    """A node that is too old for the cluster's feature level, or whose data is another cluster's, cannot wait for anything: it ends."""
+    """What cannot be waited for ends the node: it is too old for the cluster's feature level, its data is another cluster's, or the cluster
+    has removed its store."""
+    if isinstance(error, Unprocessable) and "number" in error.details:
+        raise StoreRemoved(error.message) from None
     if isinstance(error, Unprocessable) and ("level" in error.details or "cluster_id" in error.details):
         raise RuntimeError(error.message) from None

@@ -14,20 +14,25 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from context_node.contexts.commands import Defaults, Rules
 from context_node.contexts.machine import Event
+from context_node.contexts.refusals import Unprocessable
 from context_node.contexts.revisions import NEWEST
-from context_node.runtime.admin import ClusterAdmin
+from context_node.runtime.admin import ClusterAdmin, SelfView
+from context_node.runtime.calls import Welcome
 from context_node.runtime.cluster import Cluster, ClusterOptions
 from context_node.runtime.comparing import Comparisons
 from context_node.runtime.databases import REAL_DISK, DiskAccess, DiskFull, StorageError, StorageFailed
 from context_node.runtime.engine import Engine
-from context_node.runtime.holdings import Holdings
+from context_node.runtime.holdings import FIRST_NODE, Holdings
 from context_node.runtime.log_rows import LogIdentity, RecoveredShard
 from context_node.runtime.log_store import LogOptions, LogStore
+from context_node.runtime.membership import StoreRemoved
 from context_node.runtime.moving import Moves
 from context_node.runtime.named_policies import NamedPolicies
+from context_node.runtime.not_here import NotHere
 from context_node.runtime.reads import Reads
 from context_node.runtime.record_codec import RECORD_CODEC
 from context_node.runtime.replica import Replica
@@ -105,6 +110,8 @@ class Node:
         self._upkeep_worker = make_worker(self._loop, "checkpoint")
         self.holdings = Holdings(self, self._loop, random_bytes, self._upkeep_worker)
         self._is_starting_over = False
+        self._begins: asyncio.Future[str] | None = None
+        """While the node waits to be taken in: whether it shall begin a cluster instead, and of which id."""
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._policies = NamedPolicies(self.shards, now_ms)
         reads = Reads(self.shards, options.rules, options.stream_lag_max)
@@ -119,7 +126,7 @@ class Node:
             self.cluster = Cluster(self, options.cluster, random_bytes, now_ms, make_transport)
             self.moves = Moves(self, self.cluster, random_bytes)
             self.comparisons = Comparisons(self.cluster, self._upkeep_worker, self.shards.held, self._spawn, now_ms)
-            self.admin = ClusterAdmin(self.cluster, options.shards)
+            self.admin = ClusterAdmin(self.cluster, options.shards, self._describe_self, self.begin_cluster)
             self.service = RoutedService(local, self.cluster, self.shards, writes.new_context_id)
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -128,17 +135,26 @@ class Node:
         """Recover what the disk holds and serve. Raises `StorageError` for a disk that cannot be trusted or is in use."""
         if self.options.switch_interval_s is not None:
             sys.setswitchinterval(self.options.switch_interval_s)
-        await self._open()
+        try:
+            await self._open()
+        except StoreRemoved:
+            if self.options.cluster is None or not self.options.cluster.renews:
+                raise
+            await self._open()
 
     async def _open(self) -> None:
         disk = self.options.disk
         disk.make_directory(self.options.data_dir)
         disk.make_directory(self.holdings.state_dir)
-        identity = LogIdentity(self._random_bytes(16).hex(), self._random_bytes(16).hex(), self._now_ms())
-        log = LogStore(os.path.join(self.options.data_dir, "log.db"), identity, RECORD_CODEC, replace(self.options.log, disk=disk))
+        log = self._open_log()
+        if log.is_removed and self.cluster is not None and self.cluster.options.renews:
+            log.close()
+            self.holdings.empty()
+            log = self._open_log()
         self.log = log
         try:
             recovered = log.recover()
+            self._check_cluster(log, bool(recovered))
             if not recovered and log.shards is None:
                 self.holdings.check_nothing_is_there()
                 if self.cluster is None or not self.cluster.options.join:
@@ -150,7 +166,7 @@ class Node:
             self._check_level(log)
             self.holdings.remove_leftovers(recovered)
             if self.cluster is not None:
-                await self._enter(self.cluster, log, recovered)
+                recovered = await self._enter(self.cluster, log, recovered)
             engine = self._make_engine(log)
             self.engine = engine
             for shard, found in recovered.items():
@@ -181,6 +197,13 @@ class Node:
             self._join_in(self.cluster)
         self.state.open()
 
+    def _open_log(self) -> LogStore:
+        begun = self._random_bytes(16).hex(), self._random_bytes(16).hex()
+        identity = LogIdentity(*begun, self._now_ms())
+        return LogStore(
+            os.path.join(self.options.data_dir, "log.db"), identity, RECORD_CODEC, replace(self.options.log, disk=self.options.disk)
+        )
+
     def _make_engine(self, log: LogStore) -> Engine:
         worker = self._make_worker(self._loop, "commit")
         cluster, moves = self.cluster, self.moves
@@ -197,8 +220,9 @@ class Node:
             slow_disk_s=cluster.options.slow_disk_s,
         )
 
-    async def _enter(self, cluster: Cluster, log: LogStore, recovered: dict[int, RecoveredShard]) -> None:
-        """Listen for peers, and be taken in by a cluster if this store is in none."""
+    async def _enter(self, cluster: Cluster, log: LogStore, recovered: dict[int, RecoveredShard]) -> dict[int, RecoveredShard]:
+        """Listen for peers; be taken in by a cluster if this store is in none, or begin one if an administrator says so. Gives the replicas
+        that the store holds then."""
         numbers = {node_of(found.replica_id) for found in recovered.values()}
         if len(numbers) > 1:
             raise StorageFailed(
@@ -208,7 +232,11 @@ class Node:
         if recovered and cluster.options.join:
             logger.info("%s belongs to a cluster already (%s); --join was not needed", self.options.data_dir, log.identity.cluster_id)
         if not recovered:
-            welcome = await cluster.membership.be_taken_in()
+            welcome = await self._welcome(cluster, log)
+            if welcome is None:
+                recovered = self.holdings.bootstrap(log)
+                cluster.become(FIRST_NODE, log.identity.cluster_id)
+                return recovered
             if welcome.shards != self.options.shards:
                 what = f"the cluster has {welcome.shards} shards, not {self.options.shards}; start this node with --shards {welcome.shards}"
                 raise StorageFailed(self.options.data_dir, "join", what)
@@ -220,6 +248,77 @@ class Node:
             if (log.identity.cluster_id, log.shards) != (welcome.cluster_id, welcome.shards):
                 log.adopt_cluster(welcome.cluster_id, welcome.shards)
             cluster.become(welcome.number, welcome.cluster_id)
+        return recovered
+
+    async def _welcome(self, cluster: Cluster, log: LogStore) -> Welcome | None:
+        """Ask to be taken in until a cluster does; None if an administrator has this node begin one instead. Raises `StoreRemoved`."""
+        self._begins = self._loop.create_future()
+        joining = asyncio.ensure_future(cluster.membership.be_taken_in())
+        either: list[asyncio.Future[Any]] = [joining, self._begins]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not joining.done():
+                log.note_cluster(self._begins.result())
+                return None
+            welcome = joining.result()
+            if cluster.options.cluster_id not in ("", welcome.cluster_id):
+                what = f"the nodes of --join belong to cluster {welcome.cluster_id}, and this node to {cluster.options.cluster_id}"
+                raise StorageFailed(self.options.data_dir, "join", what)
+            return welcome
+        except StoreRemoved:
+            log.note_removed()
+            log.commit()
+            raise
+        finally:
+            self._begins = None
+            joining.cancel()
+            await asyncio.gather(joining, return_exceptions=True)
+
+    def _describe_self(self) -> SelfView:
+        """This node as it stands now, also while it waits for a cluster."""
+        log, cluster = self.log, self.cluster
+        is_ready, reason = self.state.ready()
+        number = cluster.number if cluster is not None else 0
+        is_member = log is not None and (log.shards is not None or number != 0)
+        return SelfView(
+            name=self.options.name,
+            number=number,
+            store=log.identity.store_uuid if log is not None else "",
+            cluster_id=log.identity.cluster_id if log is not None and is_member else "",
+            state="starting" if log is None else "member" if is_member else "waiting" if self._begins is not None else "starting",
+            replicas=len(self.engine.replicas) if self.engine is not None else 0,
+            is_ready=is_ready,
+            reason=reason,
+            version=self.options.version,
+        )
+
+    def begin_cluster(self, cluster_id: str) -> None:
+        """Have this node begin a cluster of this id, if it waits to be taken in and its store was never in one; nothing happens if it has
+        begun it already. Raises `Unprocessable`, and `NotHere` while the node is starting."""
+        log, cluster = self.log, self.cluster
+        if log is None or cluster is None:
+            raise NotHere("The node is starting or stopping; try again shortly.", retry_after_s=1)
+        if cluster.options.cluster_id not in ("", cluster_id):
+            raise Unprocessable(f"This node may begin cluster {cluster.options.cluster_id} only, not {cluster_id}.", cluster_id=cluster_id)
+        if log.shards is not None or cluster.number:
+            if log.identity.cluster_id == cluster_id:
+                return
+            raise Unprocessable(f"This node's data belongs to cluster {log.identity.cluster_id} already.", cluster_id=cluster_id)
+        if self._begins is None:
+            raise NotHere("The node does not wait for a cluster now; try again shortly.", retry_after_s=1)
+        if not self._begins.done():
+            self._begins.set_result(cluster_id)
+
+    def _check_cluster(self, log: LogStore, has_replicas: bool) -> None:
+        """A node that is told its cluster's id takes no data of another one, and begins none of another id."""
+        wanted = self.cluster.options.cluster_id if self.cluster is not None else ""
+        if not wanted or log.identity.cluster_id == wanted:
+            return
+        if has_replicas or log.shards is not None:
+            what = f"it belongs to cluster {log.identity.cluster_id}, not {wanted}; give another directory or the right --cluster-id"
+            raise StorageFailed(self.options.data_dir, "start", what)
+        if self.cluster is not None and not self.cluster.options.join:
+            log.note_cluster(wanted)
 
     def _join_in(self, cluster: Cluster) -> None:
         """From here on this node does its part."""
@@ -289,6 +388,9 @@ class Node:
     def _task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, StoreRemoved) and self.engine is not None and not self.engine.is_failed:
+                # The next start has to know: the replicas that may still be on the disk belong to nobody.
+                self.engine.with_log(lambda log: log.note_removed())
             self._on_fatal(error)
 
     async def stop(self) -> None:

@@ -176,11 +176,15 @@ class Transport:
         try:
             async with asyncio.timeout(self.limits.handshake_timeout_s):
                 await asyncio.get_running_loop().create_connection(lambda: connection, host, port)
-            await asyncio.shield(connection.settled)
         except (OSError, ValueError, OverflowError) as error:
             # The latter two: a name or port that no address can have.
-            connection.close("not reached")
+            connection.forsake("not reached")
             raise PeerUnavailable(f"{host}:{port} was not reached: {str(error) or 'no answer'}") from None
+        except BaseException:
+            connection.forsake("not wanted any more")
+            raise
+        try:
+            await asyncio.shield(connection.settled)
         except BaseException:
             connection.close("not wanted any more")
             raise
