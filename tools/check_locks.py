@@ -1,6 +1,6 @@
 """Checks, without the network, that the lock files still answer pyproject.toml.
 
-Knows: pyproject.toml's dependency tables and the three lock files. Does not know what newer versions exist.
+Knows: pyproject.toml's dependency tables and the four lock files. Does not know what newer versions exist.
 Invariants checked: every direct dependency is locked at a version its range allows; every locked line carries a
 hash; the runtime lock is a subset of the development lock, at equal versions; no lock names a host or a path.
 """
@@ -53,15 +53,17 @@ def problems() -> Iterator[str]:
     runtime: list[str] = project["project"]["dependencies"]
     extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
     build: list[str] = project["build-system"]["requires"]
-    base, dev, uv = (ROOT / name for name in ("requirements.lock", "requirements-dev.lock", "requirements-uv.lock"))
+    names = ("requirements.lock", "requirements-operator.lock", "requirements-dev.lock", "requirements-uv.lock")
+    base, operator, dev, uv = (ROOT / name for name in names)
     yield from unanswered(runtime, base)
+    yield from unanswered([*runtime, *extras["operator"]], operator)
     yield from unanswered([*runtime, *extras["dev"], *build], dev)
     dev_pins = pins(dev)
-    for subset in (base, uv):
+    for subset in (base, operator, uv):
         for name, versions in pins(subset).items():
             if not versions <= dev_pins.get(name, set()):
                 yield f"{subset.name}: {name} {sorted(versions)} differs from {dev.name}; run `make lock`"
-    for lock in (base, dev, uv):
+    for lock in (base, operator, dev, uv):
         yield from unclean(lock)
 
 

@@ -14,7 +14,8 @@ resolve() { # output, then what to resolve
 }
 
 resolve requirements.lock pyproject.toml
-resolve requirements-dev.lock --constraints requirements.lock --extra dev --no-annotate pyproject.toml
+resolve requirements-operator.lock --constraints requirements.lock --extra operator --no-annotate pyproject.toml
+resolve requirements-dev.lock --constraints requirements-operator.lock --extra dev --no-annotate pyproject.toml
 grep -E '^uv==' requirements-dev.lock | sed 's/ .*//' > .uv.in
 trap 'rm -f .uv.in' EXIT
 resolve requirements-uv.lock --no-annotate .uv.in

@@ -8,10 +8,11 @@ again from what the next look shows.
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from context_operator.placement import AddLearner, Plan, Promote, Remove, Step, TransferLeader, plan
-from context_operator.view import ClusterView, cluster_info, view_of
+from context_operator.view import ClusterView, ShardView, cluster_info, view_of
 
 logger = logging.getLogger("contextstore.balancer")
 
@@ -66,14 +67,20 @@ async def run(admin: ResidentAdmin, moves_max: int = MOVES_MAX) -> None:
             pause_s = IDLE_EVERY_S
 
 
-async def turn(admin: Admin, moves_max: int, tell: Callable[[str], None] | None = None) -> tuple[ClusterView | None, Plan | None]:
-    """One look and its steps. What a node refuses is logged, and planned again at the next look."""
+async def turn(
+    admin: Admin, moves_max: int, tell: Callable[[str], None] | None = None, *, only_needed: bool = False
+) -> tuple[ClusterView | None, Plan | None]:
+    """One look and its steps. What a node refuses is logged, and planned again at the next look. `only_needed`: shards that have all their
+    replicas, none of them on a node that is drained, stay as they are."""
     try:
         view = view_of(await admin.look())
     except Exception as error:  # whatever keeps a node from being looked at, the next turn tries again
         logger.warning("the cluster cannot be looked at: %s", error)
         return None, None
     made = plan(cluster_info(view), moves_max)
+    if only_needed:
+        moving = _needing(view)
+        made = replace(made, steps=tuple(step for step in made.steps if step.shard in moving))
     # A learner that its own node does not know can never catch up, and the shard's moves would wait for it for ever.
     lost = [Remove(shard.shard, one.replica_id) for shard in view.shards for one in shard.replicas if one.is_missing and not one.is_voter]
 
@@ -88,6 +95,20 @@ async def turn(admin: Admin, moves_max: int, tell: Callable[[str], None] | None 
     # Each is of another shard, so that none waits for another's snapshot.
     await asyncio.gather(*(attempt(step) for step in (*lost, *made.steps)))
     return view, made
+
+
+def _needing(view: ClusterView) -> set[int]:
+    """The shards that cannot stay as they are, and the system group, which every node follows."""
+    usable = {node.number for node in view.nodes if not node.draining}
+    alive = sum(node.is_alive for node in view.nodes if node.number in usable)
+    wanted = min(view.replication_factor, alive - 1 + alive % 2)
+
+    def is_needing(shard: ShardView) -> bool:
+        voters = sum(one.is_voter for one in shard.replicas)
+        is_whole = wanted <= voters <= view.replication_factor and voters == len(shard.replicas)
+        return shard.is_system or shard.is_joint or not is_whole or any(one.node not in usable for one in shard.replicas)
+
+    return {shard.shard for shard in view.shards if is_needing(shard)}
 
 
 async def take(admin: Admin, step: Step) -> None:

@@ -64,6 +64,30 @@ class ClusterView(msgspec.Struct, frozen=True):
         return next((node.name for node in self.nodes if node.number == number), f"node {number}")
 
 
+class SelfView(msgspec.Struct, frozen=True):
+    """`GET /v1/cluster/self`."""
+
+    name: str
+    number: int
+    store: str
+    cluster_id: str
+    state: str
+    replicas: int
+    is_ready: bool
+    reason: str
+    version: str
+
+
+class NodePolicies(msgspec.Struct, frozen=True):
+    """One node of `GET /v1/cluster/policies`."""
+
+    node: int
+    name: str
+    is_alive: bool
+    replicas: int
+    policies: dict[str, int]
+
+
 def view_of(value: object) -> ClusterView:
     """The view out of decoded JSON, or of an object with the same attributes. Raises `msgspec.ValidationError`."""
     return msgspec.convert(value, ClusterView, from_attributes=True)

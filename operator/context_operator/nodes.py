@@ -1,0 +1,112 @@
+"""The nodes of a cluster on Kubernetes: the operator's only way to them.
+
+Knows how a pod's admin API is reached and that any node will do for most. Does not know what for. A node that does not answer is left out
+quickly, so that one that hangs holds up no pass.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Protocol
+
+import msgspec
+
+from context_operator.http_admin import AdminError, HttpAdmin
+from context_operator.resources import names
+from context_operator.view import ClusterView, NodePolicies, SelfView, view_of
+
+SELF_TIMEOUT_S = 3.0
+STEP_TIMEOUT_S = 20.0
+
+
+class Nodes(Protocol):
+    """What the reconciler needs of them."""
+
+    async def selves(self, addresses: dict[int, str]) -> dict[int, SelfView]: ...
+    async def look(self, addresses: dict[int, str]) -> "tuple[Admin, ClusterView] | None": ...
+    async def begin(self, address: str, cluster_id: str) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Admin(Protocol):
+    """The steps, as `http_admin.HttpAdmin` takes them."""
+
+    async def look(self) -> Any: ...
+    async def add_learner(self, shard: int, node: int) -> None: ...
+    async def change_members(self, shard: int, promote: tuple[int, ...], remove: tuple[int, ...]) -> None: ...
+    async def transfer_leader(self, shard: int, node: int) -> None: ...
+    async def mark_node(self, node: str, **wished: bool) -> None: ...
+    async def set_replication(self, factor: int) -> None: ...
+    async def node_policies(self) -> Any: ...
+    async def list_policies(self) -> Any: ...
+    async def put_policy(self, name: str, body: dict[str, Any]) -> Any: ...
+    async def delete_policy(self, name: str) -> None: ...
+
+
+class HttpNodes:
+    """The nodes of one cluster, with the operator's key and epoch. An asynchronous context manager."""
+
+    def __init__(self, key: str, epoch: int) -> None:
+        self._key, self._epoch = key, epoch
+        self._open: dict[str, HttpAdmin] = {}
+
+    async def selves(self, addresses: dict[int, str]) -> dict[int, SelfView]:
+        """By ordinal what each node says of itself; those that do not answer are left out."""
+
+        async def ask(ordinal: int, address: str) -> tuple[int, SelfView] | None:
+            try:
+                async with asyncio.timeout(SELF_TIMEOUT_S):
+                    value = await (await self._admin(address)).look_at_self()
+                return ordinal, msgspec.convert(value, SelfView)
+            except (AdminError, TimeoutError, msgspec.ValidationError):
+                return None
+
+        answers = await asyncio.gather(*(ask(ordinal, address) for ordinal, address in addresses.items()))
+        return dict(answer for answer in answers if answer is not None)
+
+    async def look(self, addresses: dict[int, str]) -> tuple[Admin, ClusterView] | None:
+        """The cluster as a node sees it, and that node; None if none answers. Of several views the one that reaches most members: a node
+        that is cut off sees all others away."""
+        best: tuple[int, Admin, ClusterView] | None = None
+        for address in addresses.values():
+            try:
+                async with asyncio.timeout(SELF_TIMEOUT_S + 2):
+                    admin = await self._admin(address)
+                    view = view_of(await admin.look())
+            except (AdminError, TimeoutError, msgspec.ValidationError):
+                continue
+            reached = sum(node.is_alive for node in view.nodes)
+            if view.nodes and reached == len(view.nodes):
+                return admin, view
+            if view.nodes and (best is None or reached > best[0]):
+                best = reached, admin, view
+        return None if best is None else best[1:]
+
+    async def begin(self, address: str, cluster_id: str) -> None:
+        """Have a node begin the cluster. Raises `AdminError`."""
+        await (await self._admin(address)).begin(cluster_id)
+
+    async def _admin(self, address: str) -> HttpAdmin:
+        if address not in self._open:
+            url = f"http://{address}:{names.CLIENT_PORT}"
+            self._open[address] = await HttpAdmin(url, self._key, self._epoch, STEP_TIMEOUT_S).__aenter__()
+        return self._open[address]
+
+    async def keep_only(self, addresses: Iterable[str]) -> None:
+        """Close the connections to all others."""
+        for address in set(self._open) - set(addresses):
+            await self._open.pop(address).__aexit__(None, None, None)
+
+    async def close(self) -> None:
+        await self.keep_only(())
+
+    async def __aenter__(self) -> "HttpNodes":
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+
+def policies_of(value: Any) -> list[NodePolicies]:
+    """Decoded JSON of `node_policies`. Raises `msgspec.ValidationError`."""
+    return msgspec.convert(value["nodes"], list[NodePolicies])

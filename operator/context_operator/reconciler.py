@@ -1,0 +1,455 @@
+"""One cluster, one pass: observe, plan, apply, take one step, report.
+
+Knows the order of effects. Does not know when a pass is due, nor which step is safe: `plan.py` decides that. Level-based: a pass trusts
+nothing but what it reads, so it may end at any line and another begins from what is there. Invariants: the identity is created, never
+replaced, and before any pod; a step is taken only after everything that it needs has been applied; the status is written when it changes.
+"""
+
+import asyncio
+import base64
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from context_operator import balancer, plan, policies
+from context_operator.http_admin import AdminError
+from context_operator.kube import Kube, KubeError
+from context_operator.nodes import Admin, HttpNodes
+from context_operator.observing import addresses_of, desired_of, image_of, observed_of
+from context_operator.placement import Plan
+from context_operator.plan import Decision, Desired, Observed
+from context_operator.resources import access, identity, monitors, names, services, settings, statefulset
+from context_operator.spec import Cluster, Object, cluster_of, seconds_of
+from context_operator.status import Pass, status_of
+
+logger = logging.getLogger("contextstore.operator")
+
+AGAIN_S, BUSY_S, IDLE_S = 0.3, 1.5, 15.0
+"""Until the next pass: after a step, while something is waited for, and when nothing is to do. Events come before."""
+
+APPLY_AGAIN_S = 60.0
+"""What was applied is applied again after this time, should somebody have changed it."""
+
+HAND_OVER_S = 20.0
+"""A pod whose leaders do not leave in this time is made anew nevertheless: it hands over what it can when it stops."""
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What a reconciler gets from its process. `epoch` grows with every start of an operator; `clock` is monotonic, `now` is RFC 3339."""
+
+    kube: Kube
+    default_image: str
+    epoch: int
+    clock: Callable[[], float]
+    now: Callable[[], str]
+    crash: Callable[[str], Awaitable[None]]
+    """Called with the name of a place between two effects. Tests end the process there."""
+
+
+@dataclass(slots=True)
+class Result:
+    """When to look again, and whether the object is gone."""
+
+    pause_s: float
+    is_gone: bool = False
+
+
+class Unusable(Exception):
+    """Something that the user gave cannot be used; the message says what to do."""
+
+
+@dataclass(slots=True)
+class ClusterReconciler:
+    """See the module's docstring. Keeps only what may be forgotten: connections, and what it said or applied last."""
+
+    around: Surroundings
+    namespace: str
+    name: str
+    nodes: HttpNodes | None = None
+    _key: str = ""
+    _applied: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
+    _said: tuple[str, str] = ("", "")
+    _was_ready: bool | None = None
+    _hands_over: tuple[str, float] | None = None
+    _policies: policies.PolicyKeeper | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self.nodes is not None:
+            await self.nodes.close()
+
+    async def reconcile(self) -> Result:
+        """One pass. Raises `KubeError` if the API server could not be asked; everything else is reported in the status."""
+        found = await self.around.kube.get("ContextCluster", self.namespace, self.name)
+        if found is None or "deletionTimestamp" in found["metadata"]:
+            # Nothing to clean up: owner references and the claims' retention policy do it.
+            return Result(0.0, is_gone=True)
+        cluster = cluster_of(found)
+        stateful_set = await self.around.kube.get("StatefulSet", self.namespace, self.name)
+        image = image_of(cluster, stateful_set, self.around.default_image)
+        trouble = ""
+        known: Object = {"data": {}}
+        try:
+            known = await self._identity(cluster, stateful_set)
+            await self._secrets(cluster)
+        except Unusable as problem:
+            trouble = str(problem)
+        pods = await self._pods()
+        desired = desired_of(cluster, image, self._replace(cluster))
+        observed, admin = await self._observe(cluster, known, stateful_set, pods)
+        if trouble:
+            decision = Decision(plan.Wait(), sentence=trouble)
+        else:
+            decision = plan.plan(desired, observed)
+        made = Pass(decision, image, trouble)
+        try:
+            if not trouble and not desired.paused:
+                await self._apply_all(cluster, observed, stateful_set, image)
+                made = await self._take(cluster, desired, observed, admin, made)
+                await self._keep_policies(cluster, admin)
+        except (AdminError, Unusable) as problem:
+            made = Pass(decision, image, str(problem))
+        except KubeError as problem:
+            if problem.status == 0:
+                raise
+            made = Pass(decision, image, f"Kubernetes refused: {problem}")
+        await self._report(cluster, desired, observed, made)
+        return Result(_pause(made))
+
+    # --- what there is --------------------------------------------------------------------------------------------------
+
+    async def _pods(self) -> list[Object]:
+        return await self.around.kube.list("Pod", self.namespace, names.selector(self.name))
+
+    async def _observe(
+        self, cluster: Cluster, known: Object, stateful_set: Object | None, pods: list[Object]
+    ) -> tuple[Observed, Admin | None]:
+        addresses = addresses_of(self.name, pods)
+        admin, view, selves = None, None, {}
+        if self.nodes is not None and addresses:
+            await self.nodes.keep_only(addresses.values())
+            if (known.get("data") or {}).get(names.BOOTSTRAPPED) == "true" and (answer := await self.nodes.look(addresses)) is not None:
+                admin, view = answer
+            else:
+                selves = await self.nodes.selves(addresses)
+        return observed_of(self.name, known, stateful_set, pods, selves, view), admin
+
+    def _replace(self, cluster: Cluster) -> int | None:
+        wish = cluster.metadata.annotations.get(names.REPLACE)
+        if wish is None:
+            return None
+        ordinal = wish.partition("/")[0]
+        if not (ordinal.isascii() and ordinal.isdigit()):
+            logger.warning("%s/%s: annotation %s=%s names no pod; give its number", self.namespace, self.name, names.REPLACE, wish)
+            return None
+        return int(ordinal)
+
+    # --- what is made once ----------------------------------------------------------------------------------------------
+
+    async def _identity(self, cluster: Cluster, stateful_set: Object | None) -> Object:
+        """The cluster's identity; drawn now if it never had one. Raises `Unusable` if there is data that nobody knows the id of."""
+        kube, name = self.around.kube, names.identity(self.name)
+        known = await kube.get("ConfigMap", self.namespace, name)
+        if known is not None:
+            return known
+        claims = await kube.list("PersistentVolumeClaim", self.namespace, names.selector(self.name))
+        if claims or stateful_set is not None:
+            held = ", ".join(sorted(claim["metadata"]["name"] for claim in claims)) or "a StatefulSet"
+            raise Unusable(
+                f"ConfigMap {name} is missing and there is data already ({held}). Restore the ConfigMap with the cluster's id "
+                '(`clusterId`, `bootstrapped: "true"`), or delete the volumes to begin anew.'
+            )
+        await kube.create(identity.identity(cluster, secrets.token_hex(16), is_bootstrapped=False))
+        await self.around.crash("identity")
+        made = await kube.get("ConfigMap", self.namespace, name)
+        if made is None:
+            raise Unusable(f"ConfigMap {name} was deleted while the cluster was being made.")
+        return made
+
+    async def _secrets(self, cluster: Cluster) -> None:
+        """The cluster's secrets and keys. Raises `Unusable` for keys that are none; those that were good stay then."""
+        kube = self.around.kube
+        name = names.secrets(self.name)
+        found = await kube.get("Secret", self.namespace, name)
+        if found is None:
+            await kube.create(identity.secrets(cluster, secrets.token_hex(32), secrets.token_urlsafe(32)))
+            await self.around.crash("secrets")
+            found = await kube.get("Secret", self.namespace, name)
+        operator_key = _entries(found or {}).get("operator-key", "")
+        if operator_key != self._key:
+            await self.close()
+            self._key, self.nodes = operator_key, HttpNodes(operator_key, self.around.epoch)
+        ref = cluster.spec.auth.api_keys_secret_ref
+        if ref is not None:
+            given = await kube.get("Secret", self.namespace, ref.name)
+            if given is None:
+                raise Unusable(f"Secret {ref.name} of spec.auth.apiKeysSecretRef is not there; make it, or leave the field out.")
+            entries = _entries(given)
+        else:
+            client = await kube.get("Secret", self.namespace, names.api_key(self.name))
+            if client is None:
+                await kube.create(identity.api_key(cluster, secrets.token_urlsafe(32)))
+                client = await kube.get("Secret", self.namespace, names.api_key(self.name))
+            entries = _entries(client or {})
+        try:
+            lines = identity.key_lines(entries)
+            lines.append(identity.key_line(identity.OPERATOR_KEY_ID, f"{operator_key}=read+write+admin"))
+        except identity.BadKeys as problem:
+            raise Unusable(f"The API keys cannot be used, and those before stay: {problem}") from problem
+        await self._apply(identity.keys(cluster, lines))
+
+    # --- what is kept as it should be -----------------------------------------------------------------------------------
+
+    async def _apply_all(self, cluster: Cluster, observed: Observed, stateful_set: Object | None, image: str) -> None:
+        spec = cluster.spec
+        for body in (
+            services.service_account(cluster),
+            settings.config_map(cluster),
+            services.peers(cluster),
+            services.client(cluster),
+        ):
+            await self._apply(body)
+        optional = (
+            (spec.network_policy.enabled, access.network_policy(cluster)),
+            (spec.pod_disruption_budget.enabled, access.disruption_budget(cluster, plan.may_lose(observed))),
+        )
+        for is_wanted, body in optional:
+            if is_wanted:
+                await self._apply(body)
+            else:
+                await self._remove(body)
+        for is_wanted, body in (
+            (spec.monitoring.pod_monitor, monitors.pod_monitor(cluster)),
+            (spec.monitoring.prometheus_rule, monitors.rules(cluster)),
+        ):
+            if is_wanted:
+                await self._apply(body)
+        if stateful_set is not None and observed.set_replicas is not None:
+            await self._apply_set(cluster, observed.set_replicas, image, stateful_set)
+
+    async def _apply_set(self, cluster: Cluster, replicas: int, image: str, stateful_set: Object | None) -> None:
+        body = statefulset.stateful_set(cluster, statefulset.Chosen(replicas, image))
+        if stateful_set is not None:
+            # A set's claims cannot be changed; larger volumes are asked for at the claims themselves.
+            await self._grow_volumes(cluster, stateful_set)
+            body["spec"]["volumeClaimTemplates"] = [
+                {
+                    "metadata": {"name": one["metadata"]["name"], "labels": one["metadata"].get("labels", {})},
+                    "spec": _claim_spec(one["spec"]),
+                }
+                for one in stateful_set["spec"]["volumeClaimTemplates"]
+            ]
+        await self._apply(body)
+
+    async def _grow_volumes(self, cluster: Cluster, stateful_set: Object) -> None:
+        wanted = cluster.spec.storage.size
+        if all(one["spec"]["resources"]["requests"]["storage"] == wanted for one in stateful_set["spec"]["volumeClaimTemplates"]):
+            return
+        for claim in await self.around.kube.list("PersistentVolumeClaim", self.namespace, names.selector(self.name)):
+            if claim["spec"]["resources"]["requests"]["storage"] != wanted:
+                body = {"spec": {"resources": {"requests": {"storage": wanted}}}}
+                await self.around.kube.patch("PersistentVolumeClaim", self.namespace, claim["metadata"]["name"], body)
+
+    async def _apply(self, body: Object) -> None:
+        """Apply an object, unless the same was applied a moment ago."""
+        key = body["kind"], body["metadata"]["name"]
+        text = json.dumps(body, sort_keys=True)
+        before, at = self._applied.get(key, ("", 0.0))
+        if before == text and self.around.clock() < at + APPLY_AGAIN_S:
+            return
+        await self.around.kube.apply(body)
+        self._applied[key] = text, self.around.clock()
+
+    async def _remove(self, body: Object) -> None:
+        key = body["kind"], body["metadata"]["name"]
+        if self._applied.get(key, ("", 0.0))[0] != "-":
+            await self.around.kube.delete(body["kind"], self.namespace, body["metadata"]["name"])
+            self._applied[key] = "-", 0.0
+
+    # --- one step -------------------------------------------------------------------------------------------------------
+
+    async def _take(self, cluster: Cluster, desired: Desired, observed: Observed, admin: Admin | None, made: Pass) -> Pass:
+        decision, kube = made.decision, self.around.kube
+        moved: Plan | None = None
+        match decision.step:
+            case plan.Wait():
+                pass
+            case plan.SetReplicas(replicas):
+                await self._apply_set(cluster, replicas, made.image, await kube.get("StatefulSet", self.namespace, self.name))
+            case plan.Begin(ordinal):
+                assert self.nodes is not None
+                addresses = addresses_of(self.name, await self._pods())
+                await self.nodes.begin(addresses[ordinal], observed.cluster_id)
+            case plan.NoteBegun():
+                await kube.patch("ConfigMap", self.namespace, names.identity(self.name), {"data": {names.BOOTSTRAPPED: "true"}})
+            case plan.SetReplication(factor) if admin is not None:
+                await admin.set_replication(factor)
+            case plan.MarkNodes(numbers, draining) if admin is not None:
+                for number in numbers:
+                    await admin.mark_node(str(number), draining=draining)
+            case plan.RemoveNodes(numbers) if admin is not None:
+                for number in numbers:
+                    await admin.mark_node(str(number), removed=True)
+            case plan.Move(balances) if admin is not None:
+                moves_max = cluster.spec.rebalance.max_concurrent_moves
+                _, moved = await balancer.turn(admin, moves_max, only_needed=not balances)
+            case plan.HandOver() as step if admin is not None:
+                await self._hand_over(step, observed, admin)
+            case plan.DeletePod(ordinal, uid):
+                await kube.delete("Pod", self.namespace, names.pod(self.name, ordinal), uid)
+            case plan.GiveUpVolume(ordinal):
+                await self._give_up_volume(cluster, ordinal)
+        await self.around.crash(type(decision.step).__name__)
+        if moved is None:
+            return made
+        is_balancing = isinstance(decision.step, plan.Move) and decision.step.balances
+        left = moved.moves_left if is_balancing else 0
+        return Pass(decision, made.image, moves_left=left, blocked=moved.blocked, drain_overdue=self._is_overdue(cluster, decision))
+
+    async def _hand_over(self, step: plan.HandOver, observed: Observed, admin: Admin) -> None:
+        uid = next(pod.uid for pod in observed.pods if pod.ordinal == step.ordinal)
+        if self._hands_over is None or self._hands_over[0] != uid:
+            self._hands_over = uid, self.around.clock()
+        if self.around.clock() > self._hands_over[1] + HAND_OVER_S:
+            await self.around.kube.delete("Pod", self.namespace, names.pod(self.name, step.ordinal), uid)
+            return
+        results = await asyncio.gather(*(admin.transfer_leader(shard, node) for shard, node in step.leaders), return_exceptions=True)
+        for result in results:
+            if isinstance(result, AdminError):
+                logger.info("%s/%s: a leader stays for now: %s", self.namespace, self.name, result)
+            elif isinstance(result, BaseException):
+                raise result
+
+    async def _give_up_volume(self, cluster: Cluster, ordinal: int) -> None:
+        """The claim that is meant is written down first: a new one of the same name must not go too, whenever this is interrupted."""
+        kube, meta = self.around.kube, cluster.metadata
+        claim = await kube.get("PersistentVolumeClaim", self.namespace, names.claim(self.name, ordinal))
+        uid = claim["metadata"]["uid"] if claim is not None else "none"
+        meant = meta.annotations[names.REPLACE].partition("/")[2]
+        if not meant:
+            await self._annotate(f"{ordinal}/{uid}")
+        elif meant != uid:
+            await self._annotate(None)
+        else:
+            await kube.delete("PersistentVolumeClaim", self.namespace, names.claim(self.name, ordinal), uid if claim is not None else "")
+            pod = await kube.get("Pod", self.namespace, names.pod(self.name, ordinal))
+            if pod is not None and "deletionTimestamp" not in pod["metadata"]:
+                await kube.delete("Pod", self.namespace, names.pod(self.name, ordinal), pod["metadata"]["uid"])
+            if claim is None:
+                await self._annotate(None)
+
+    async def _annotate(self, value: str | None) -> None:
+        body = {"metadata": {"annotations": {names.REPLACE: value}}}
+        await self.around.kube.patch("ContextCluster", self.namespace, self.name, body)
+
+    def _is_overdue(self, cluster: Cluster, decision: Decision) -> bool:
+        before = cluster.status.get("operation") or {}
+        timeout_s = seconds_of(cluster.spec.scale_down.drain_timeout)
+        if decision.operation != "ScaleDown" or before.get("type") != "ScaleDown" or not timeout_s:
+            return False
+        return _age_s(before.get("startedAt", ""), self.around.now()) > timeout_s
+
+    async def _keep_policies(self, cluster: Cluster, admin: Admin | None) -> None:
+        if self._policies is None:
+            self._policies = policies.PolicyKeeper(self.around.kube, self.namespace, self.name, self.around.clock, self.around.now)
+        await self._policies.keep(cluster, admin)
+
+    def policies_changed(self) -> None:
+        """Somebody has changed a policy: it is looked at in the next pass."""
+        if self._policies is not None:
+            self._policies.forget()
+
+    # --- what is said ---------------------------------------------------------------------------------------------------
+
+    async def _report(self, cluster: Cluster, desired: Desired, observed: Observed, made: Pass) -> None:
+        status = status_of(cluster, desired, observed, made, self.around.now())
+        changes = {name: status.get(name) for name in status if status.get(name) != cluster.status.get(name)}
+        if changes.get("operation", "") is None and "operation" not in cluster.status:
+            del changes["operation"]
+        if changes:
+            await self.around.kube.patch("ContextCluster", self.namespace, self.name, {"status": changes}, "status")
+        await self._tell(cluster, status, made)
+
+    async def _tell(self, cluster: Cluster, status: Object, made: Pass) -> None:
+        """Events and log lines: a sentence when something begins, is refused, fails, or when all is well again."""
+        decision = made.decision
+        warning = made.trouble or (decision.refusal[1] if decision.refusal is not None else "")
+        step = type(decision.step).__name__
+        said = (decision.operation or step, warning or (decision.sentence if step not in ("Wait", "Move") else ""))
+        if said[1] and said != self._said:
+            await self._event(cluster, "Warning" if warning else "Normal", said[0] if not made.trouble else "NotReconciled", said[1])
+        if said[1]:
+            self._said = said
+        ready = next(one for one in status["conditions"] if one["type"] == "Ready")
+        is_ready = ready["status"] == "True"
+        if self._was_ready is not None and is_ready != self._was_ready:
+            await self._event(cluster, "Normal" if is_ready else "Warning", "Ready" if is_ready else ready["reason"], ready["message"])
+        self._was_ready = is_ready
+
+    async def _event(self, cluster: Cluster, kind: str, reason: str, sentence: str) -> None:
+        logger.info("%s/%s: %s: %s", self.namespace, self.name, reason, sentence)
+        try:
+            await self.around.kube.create(event_of(cluster, kind, reason, sentence, self.around.now()))
+        except KubeError as problem:
+            logger.warning("an event was not kept: %s", problem)
+
+
+def event_of(cluster: Any, kind: str, reason: str, sentence: str, now: str, of: str = "ContextCluster") -> Object:
+    """A Kubernetes Event about a resource."""
+    meta = cluster.metadata
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{meta.name}.{secrets.token_hex(8)}", "namespace": meta.namespace},
+        "involvedObject": {
+            "apiVersion": "contextstore.dev/v1alpha1",
+            "kind": of,
+            "name": meta.name,
+            "namespace": meta.namespace,
+            "uid": meta.uid,
+        },
+        "type": kind,
+        "reason": reason,
+        "message": sentence[:1024],
+        "source": {"component": names.MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+
+
+def _entries(secret: Object) -> dict[str, str]:
+    """The entries of a Secret as text. Raises `Unusable` for one that is none."""
+    try:
+        return {name: base64.b64decode(text).decode() for name, text in (secret.get("data") or {}).items()}
+    except ValueError as problem:
+        raise Unusable(f"An entry of Secret {secret['metadata']['name']} is not text.") from problem
+
+
+def _claim_spec(spec: Object) -> Object:
+    """Of a claim's spec what we set, without what the API server has added."""
+    return {name: spec[name] for name in ("accessModes", "resources", "storageClassName") if name in spec}
+
+
+def _pause(made: Pass) -> float:
+    step = made.decision.step
+    if made.trouble:
+        return BUSY_S * 2
+    if isinstance(step, plan.Move) and step.balances and not made.moves_left:
+        return IDLE_S
+    if isinstance(step, plan.Wait):
+        return BUSY_S if made.decision.operation or made.decision.sentence else IDLE_S
+    return AGAIN_S
+
+
+def _age_s(since: str, now: str) -> float:
+    from datetime import datetime
+
+    try:
+        return (datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds()
+    except ValueError:
+        return 0.0

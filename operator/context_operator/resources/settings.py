@@ -1,0 +1,49 @@
+"""The nodes' settings: a ConfigMap of environment variables, the same for every pod of a cluster."""
+
+from context_operator.resources import names
+from context_operator.spec import Cluster, Object
+
+PREFIX = "CONTEXTSTORE_"
+JOINED_FIRST = 3
+"""Peers that a new pod asks to be taken in. Not all of them, so that scaling changes no pod."""
+
+
+def config_map(cluster: Cluster) -> Object:
+    """ConfigMap NAME-config."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": names.metadata(cluster, names.config(cluster.metadata.name)),
+        "data": {PREFIX + name.upper(): value for name, value in sorted(settings(cluster).items())},
+    }
+
+
+def settings(cluster: Cluster) -> dict[str, str]:
+    """By name as docs/settings.md has them. The user's own come first: what the operator sets wins."""
+    meta, spec = cluster.metadata, cluster.spec
+    join = ",".join(f"{names.host(meta.name, meta.namespace, ordinal)}:{names.PEER_PORT}" for ordinal in range(JOINED_FIRST))
+    defaults = {
+        "default_token_budget": spec.defaults.token_budget,
+        "default_trigger_ratio": spec.defaults.trigger_ratio,
+        "default_target_ratio": spec.defaults.target_ratio,
+        "default_tokenizer": spec.defaults.tokenizer,
+        "default_policy": spec.defaults.policy_ref.name if spec.defaults.policy_ref is not None else None,
+    }
+    limits = {name: getattr(spec.limits, name) for name in spec.limits.__struct_fields__}
+    chosen = {name: f"{value}" for name, value in {**defaults, **limits}.items() if value is not None}
+    return {
+        **spec.config,
+        **chosen,
+        "host": "0.0.0.0",
+        "port": str(names.CLIENT_PORT),
+        "peer_host": "0.0.0.0",
+        "peer_port": str(names.PEER_PORT),
+        "data_dir": names.DATA_DIR,
+        "shards": str(spec.shards.count),
+        "join": join,
+        "rebalance": "manual",
+        "renew_removed": "true",
+        "api_keys_file": f"{names.KEYS_DIR}/{names.KEYS_FILE}",
+        "log_format": "json",
+        "drain_s": "5",
+    }
