@@ -15,7 +15,7 @@ ARGS ?=
 
 RUST_SOURCES := $(wildcard node/raft_core/Cargo.toml node/raft_core/Cargo.lock node/raft_core/src/*.rs)
 
-.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e bench-cluster bench-idle chaos grow behind sim sim-replay sim-mutants
+.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e image bench-cluster bench-idle chaos grow behind sim sim-replay sim-mutants
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -96,8 +96,11 @@ clean: ## Remove everything that was built (not the data directory)
 	rm -rf $(VENV) build dist site node/*.egg-info node/raft_core/target node/context_node/raft/*.so \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-e2e: ## End-to-end tests on Kubernetes (not yet: they come with the cluster)
-	@echo "make e2e: there are no end-to-end tests yet; they come with the cluster" >&2; exit 1
+e2e: setup ## End-to-end tests on Kubernetes: $$KUBECONFIG's cluster, else a local one (needs root, Go, apt; first time 12 min, then 5)
+	cd e2e && ../$(BIN)/python -m pytest -c pytest.ini $(ARGS)
+
+image: wheel ## Build the image contextstore:dev with docker (IMAGE=... names another)
+	docker build --tag $(or $(IMAGE),contextstore:dev) .
 
 grow: setup ## Grow a developer's directory from 1 to 3 to 5 nodes and back to 3 under load; moves and latencies (2 min)
 	$(BIN)/python bench/grow.py $(ARGS)

@@ -301,6 +301,8 @@ class _Planner:
                 "again when the other replicas have caught up."
             )
             return Decision(Wait(), "Replace", f"pod {ordinal}", sentence, ("UnderReplicated", sentence))
+        if transfers := self._transfers(ordinal):
+            return Decision(HandOver(ordinal, transfers), "Replace", f"pod {ordinal}", f"Leaders leave pod {ordinal}.")
         return Decision(GiveUpVolume(ordinal), "Replace", f"pod {ordinal}", f"The volume of pod {ordinal} is given up.")
 
     def _superseded(self) -> Decision | None:
@@ -469,12 +471,12 @@ HAND_OVERS_MAX = 8
 
 
 def _stands_without(shard: ShardView, number: int) -> bool:
-    """Whether a shard has a leader elsewhere and, without this member, a majority of voters that have everything."""
+    """Whether a shard has a leader and, without this member, a majority of voters that have everything."""
     voters = [one for one in shard.replicas if one.is_voter]
     if all(one.node != number for one in voters):
         return True
     others = [one for one in voters if one.node != number]
-    return shard.leader not in (None, number) and all(one.is_caught_up for one in others) and 2 * len(others) > len(voters)
+    return shard.leader is not None and all(one.is_caught_up for one in others) and 2 * len(others) > len(voters)
 
 
 def _largest_odd(number: int) -> int:

@@ -1,0 +1,317 @@
+"""The operator's plan: from any state repeated safe steps reach the goal, and none of them takes a shard below its majority.
+
+A cluster is simulated by the effects of steps on pods, members and shards; the real `placement.py` moves replicas in it.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from context_operator import plan
+from context_operator.balancer import _needing
+from context_operator.placement import AddLearner, Promote, Remove, TransferLeader
+from context_operator.placement import plan as place
+from context_operator.plan import Desired, Observed, Pod
+from context_operator.view import ClusterView, NodeView, ReplicaView, ShardView, cluster_info
+
+ID = "a" * 32
+NEW, OLD = "new", "old"
+SYSTEM = 1_000
+
+
+@dataclass
+class World:
+    """What Kubernetes and the nodes would do. `stores`: by ordinal the member number of its volume, 0 while it is in no cluster."""
+
+    size: int | None = None
+    stores: dict[int, int] = field(default_factory=dict)
+    pods: dict[int, str] = field(default_factory=dict)
+    """By ordinal what the pod was started with."""
+    begun: bool = False
+    numbers: dict[int, int] = field(default_factory=dict)
+    """By member its ordinal."""
+    draining: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
+    shards: dict[int, tuple[int, dict[int, bool]]] = field(default_factory=dict)
+    """By shard its leader's member and its replicas: by member whether it votes."""
+    factor: int = 3
+    pod_uid: int = 0
+    away_most: int = 0
+
+    def view(self) -> ClusterView | None:
+        if not self.begun:
+            return None
+        alive = self.alive()
+        nodes = [
+            NodeView(n, f"c-{o}", "", "", "", n in alive, n in alive, "1", 1, False, False, n in self.draining, self.held(n), 0)
+            for n, o in self.numbers.items()
+            if n not in self.removed
+        ]
+        shards = []
+        for number, (leader, replicas) in self.shards.items():
+            shown = [ReplicaView(number * 100 + n, n, votes, n in alive, 1) for n, votes in replicas.items()]
+            led = leader if leader in alive else None
+            shards.append(ShardView(number, number == SYSTEM, led, 1, 1, False, 0, shown))
+        ordinary = [shard for shard in shards if not shard.is_system]
+        wanted = min(self.factor, (len([n for n in alive if n not in self.draining]) - 1) | 1)
+        whole = sum(
+            shard.leader is not None and sum(r.is_voter for r in shard.replicas) >= wanted and all(r.is_caught_up for r in shard.replicas)
+            for shard in ordinary
+        )
+        led_by_none = sum(shard.leader is None for shard in ordinary)
+        return ClusterView(ID, 1, 0, 1, self.factor, len(ordinary), whole, led_by_none, len(ordinary) - whole, nodes, shards)
+
+    def held(self, member: int) -> int:
+        return sum(member in replicas for _, replicas in self.shards.values())
+
+    def alive(self) -> set[int]:
+        return {self.stores[o] for o in self.pods if self.stores.get(o)}
+
+    def observed(self) -> Observed:
+        pods = tuple(
+            Pod(
+                o,
+                f"{o}",
+                True,
+                restart_hash=h,
+                state="member" if self.stores.get(o) else "waiting",
+                cluster_id=ID if self.stores.get(o) else "",
+            )
+            for o, h in sorted(self.pods.items())
+        )
+        return Observed(ID, self.begun, self.size, pods, self.view(), {n: o for n, o in self.numbers.items() if n not in self.removed})
+
+    def settle(self, wanted_hash: str) -> None:
+        """Kubernetes makes missing pods; nodes of the cluster take in those that wait."""
+        for ordinal in range(self.size or 0):
+            self.pods.setdefault(ordinal, wanted_hash)
+            store = self.stores.get(ordinal, 0)
+            if self.shards and (not store or store in self.removed):
+                self.stores[ordinal] = self.join(ordinal)
+        for ordinal in [o for o in self.pods if o >= (self.size or 0)]:
+            del self.pods[ordinal]
+        for number, (leader, replicas) in self.shards.items():
+            living = [n for n, votes in replicas.items() if votes and n in self.alive()]
+            if leader not in living and 2 * len(living) > sum(replicas.values()):
+                self.shards[number] = living[0], replicas
+
+    def join(self, ordinal: int) -> int:
+        number = max(self.numbers, default=0) + 1
+        self.numbers[number] = ordinal
+        return number
+
+    def take(self, step: plan.Step, moves_max: int, wanted_hash: str) -> None:
+        match step:
+            case plan.SetReplicas(count):
+                self.size = count
+            case plan.Begin(ordinal):
+                assert not self.shards, "begun twice"
+                self.stores[ordinal] = self.join(ordinal)
+                self.shards = {n: (1, {1: True}) for n in (*range(6), SYSTEM)}
+            case plan.NoteBegun():
+                self.begun = True
+            case plan.SetReplication(factor):
+                self.factor = factor
+            case plan.MarkNodes(numbers, draining):
+                self.draining = self.draining | set(numbers) if draining else self.draining - set(numbers)
+            case plan.RemoveNodes(numbers):
+                assert not any(self.held(n) for n in numbers), "a member with replicas was removed"
+                self.removed |= set(numbers)
+            case plan.HandOver(_, leaders):
+                for shard, node in leaders:
+                    assert self.shards[shard][1].get(node)
+                    self.shards[shard] = node, self.shards[shard][1]
+            case plan.DeletePod(ordinal, _):
+                del self.pods[ordinal]
+                self.check_majorities()
+            case plan.GiveUpVolume(ordinal):
+                self.pods.pop(ordinal, None)
+                self.stores.pop(ordinal, None)
+                self.check_majorities()
+            case plan.Move(balances):
+                self.move(balances, moves_max)
+
+    def move(self, balances: bool, moves_max: int) -> None:
+        view = self.view()
+        assert view is not None
+        needing = set(self.shards) if balances else _needing(view)
+        steps = [step for step in place(cluster_info(view), moves_max).steps if step.shard in needing]
+        assert sum(isinstance(step, AddLearner) for step in steps) <= moves_max
+        for step in steps:
+            leader, replicas = self.shards[step.shard]
+            replicas = dict(replicas)
+            match step:
+                case AddLearner(_, node):
+                    replicas[node] = False
+                case Promote(shard, ids, removes):
+                    replicas.update({one - shard * 100: True for one in ids})
+                    for one in removes:
+                        del replicas[one - shard * 100]
+                case Remove(shard, one):
+                    del replicas[one - shard * 100]
+                case TransferLeader(_, node):
+                    leader = node
+            self.shards[step.shard] = leader, replicas
+        self.check_majorities()
+
+    def check_majorities(self) -> None:
+        """No step leaves a shard of several voters without a living majority."""
+        alive = self.alive()
+        for _, replicas in self.shards.values():
+            voters = [n for n, votes in replicas.items() if votes]
+            assert len(voters) < 3 or 2 * sum(n in alive for n in voters) > len(voters)
+
+
+def drive(world: World, desired: Desired, moves_max: int = 2, turns: int = 400) -> list[plan.Decision]:
+    """Take steps until nothing is to be done."""
+    made: list[plan.Decision] = []
+    for _ in range(turns):
+        world.settle(desired.restart_hash)
+        observed = world.observed()
+        decision = plan.plan(desired, observed)
+        assert decision == plan.plan(desired, observed), "the same input gives the same decision"
+        made.append(decision)
+        before = {shard: (leader, dict(replicas)) for shard, (leader, replicas) in world.shards.items()}
+        world.take(decision.step, moves_max, desired.restart_hash)
+        if isinstance(decision.step, plan.GiveUpVolume):
+            desired = replace(desired, replace=None)
+        is_idle = isinstance(decision.step, plan.Move) and decision.step.balances and before == world.shards
+        if is_idle and not decision.operation:
+            return made
+    raise AssertionError(f"not at rest after {turns} turns: {made[-5:]}")
+
+
+def wanted(replicas: int, **changes: object) -> Desired:
+    factor = min(3, replicas) - 1 + min(3, replicas) % 2
+    return replace(Desired(replicas, factor, NEW), **changes)  # type: ignore[arg-type]
+
+
+def check_goal(world: World, desired: Desired) -> None:
+    members = {n: o for n, o in world.numbers.items() if n not in world.removed}
+    assert world.size == desired.replicas
+    assert sorted(members.values()) == list(range(desired.replicas))
+    assert not world.draining - world.removed
+    assert set(world.pods.values()) <= {desired.restart_hash}
+    for number, (leader, replicas) in world.shards.items():
+        assert leader in members
+        if number != SYSTEM:
+            assert sorted(replicas.values()) == [True] * desired.factor
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 6), st.sampled_from([NEW, OLD]), st.booleans()), min_size=1, max_size=5), st.integers(1, 4))
+def test_any_sequence_of_wishes_is_reached_by_safe_steps(wishes: list[tuple[int, str, bool]], moves_max: int) -> None:
+    """Scale to any size, change what pods are started with, give a volume up: each wish ends as it should, majorities kept."""
+    world = World()
+    for replicas, restart_hash, gives_up in wishes:
+        desired = wanted(replicas, restart_hash=restart_hash)
+        drive(world, desired, moves_max)
+        check_goal(world, desired)
+        if gives_up and desired.factor == 3:
+            drive(world, replace(desired, replace=replicas - 1), moves_max)
+            check_goal(world, desired)
+
+
+def ready_world(replicas: int = 3) -> World:
+    world = World()
+    drive(world, wanted(replicas))
+    return world
+
+
+def test_a_cluster_begins_once_even_if_nobody_remembers_that_it_did() -> None:
+    world = ready_world()
+    world.begun = False
+    decision = plan.plan(wanted(3), world.observed())
+    assert isinstance(decision.step, plan.NoteBegun)
+
+
+def test_nothing_begins_while_a_pod_has_not_said_that_it_waits() -> None:
+    world = World(size=3)
+    world.settle(NEW)
+    observed = world.observed()
+    silent = replace(observed, pods=(replace(observed.pods[0], state=""), *observed.pods[1:]))
+    decision = plan.plan(wanted(3), silent)
+    assert isinstance(decision.step, plan.Wait)
+    assert "pod 0" in decision.sentence
+    assert isinstance(plan.plan(wanted(3), observed).step, plan.Begin)
+
+
+def test_volumes_of_another_cluster_are_never_begun_anew() -> None:
+    world = World(size=3)
+    world.settle(NEW)
+    observed = world.observed()
+    foreign = replace(observed, pods=(*observed.pods[:2], replace(observed.pods[2], cluster_id="b" * 32, state="member")))
+    decision = plan.plan(wanted(3), foreign)
+    assert decision.refusal is not None
+    assert decision.refusal[0] == "ForeignVolumes"
+
+
+def test_empty_volumes_of_a_cluster_that_had_begun_are_no_reason_to_begin_again() -> None:
+    world = ready_world()
+    world.stores.clear()
+    observed = replace(world.observed(), view=None)
+    decision = plan.plan(wanted(3), observed)
+    assert isinstance(decision.step, plan.Wait)
+    assert decision.refusal is not None
+    assert decision.refusal[0] == "DataMissing"
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_scaling_down_waits_while_a_shard_lacks_a_replica(replicas: int) -> None:
+    world = ready_world(5)
+    del world.pods[0]
+    decision = plan.plan(wanted(3), world.observed())
+    assert isinstance(decision.step, plan.Wait)
+    assert decision.refusal is not None
+    assert decision.refusal[0] == "UnderReplicated"
+
+
+def test_scaling_down_waits_for_ever_where_nothing_may_be_moved() -> None:
+    decision = plan.plan(wanted(3, mode="Disabled"), ready_world(5).observed())
+    assert decision.refusal is not None
+    assert decision.refusal[0] == "RebalanceDisabled"
+
+
+def test_no_pod_is_restarted_while_another_is_away_and_leaders_leave_first() -> None:
+    world = ready_world()
+    desired = wanted(3, restart_hash=OLD)
+    first = plan.plan(desired, world.observed())
+    assert isinstance(first.step, plan.HandOver | plan.DeletePod)
+    observed = world.observed()
+    away = replace(observed, pods=(replace(observed.pods[0], is_ready=False), *observed.pods[1:]))
+    assert isinstance(plan.plan(desired, away).step, plan.Wait)
+    deleted = [decision.step for decision in drive(world, desired) if isinstance(decision.step, plan.DeletePod)]
+    assert sorted(step.ordinal for step in deleted) == [0, 1, 2]
+
+
+def test_a_pod_that_does_not_run_is_made_anew_whatever_else_is_wrong() -> None:
+    """A bad image can be taken back although nothing is ready."""
+    world = ready_world()
+    observed = world.observed()
+    broken = tuple(replace(pod, is_ready=False, trouble="ImagePullBackOff") for pod in observed.pods)
+    decision = plan.plan(wanted(3, restart_hash=OLD), replace(observed, pods=broken, view=None))
+    assert isinstance(decision.step, plan.DeletePod)
+    assert isinstance(plan.plan(wanted(3), replace(observed, pods=broken, view=None)).step, plan.Wait)
+
+
+def test_a_volume_is_not_given_up_while_its_shards_need_it() -> None:
+    world = ready_world()
+    del world.pods[1]
+    decision = plan.plan(wanted(3, replace=0), world.observed())
+    assert decision.refusal is not None
+    assert decision.refusal[0] == "UnderReplicated"
+    assert plan.plan(wanted(3, replace=7), world.observed()).refusal is not None
+
+
+def test_a_paused_cluster_is_left_alone() -> None:
+    decision = plan.plan(wanted(5, paused=True), ready_world().observed())
+    assert isinstance(decision.step, plan.Wait)
+
+
+def test_evictions_are_allowed_only_while_every_shard_is_complete() -> None:
+    world = ready_world()
+    assert plan.may_lose(world.observed()) == 1
+    del world.pods[2]
+    assert plan.may_lose(world.observed()) == 0
