@@ -79,8 +79,9 @@ crash: setup ## Kill a node under load and cut its power, a hundred times each (
 wheel: setup ## Build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-docs-settings: setup ## Regenerate docs/settings.md from settings.py
+docs-settings: setup ## Regenerate docs/settings.md from settings.py and docs/resources.md from crds/
 	$(BIN)/python -m context_node.settings docs/settings.md
+	$(BIN)/python tools/resource_docs.py docs/resources.md
 
 docs: setup ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,6 +1,7 @@
 """The custom resources and what is made of them: the chart's are the same, nodes understand what they get, pods are restricted."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -202,3 +203,12 @@ def test_values_and_their_schema_name_the_same_things() -> None:
     for name, inner in schema["properties"].items():
         if inner.get("properties"):
             assert set(values[name]) == set(inner["properties"])
+
+
+def test_the_page_of_all_fields_is_that_of_the_crds() -> None:
+    spec = importlib.util.spec_from_file_location("resource_docs", ROOT / "tools/resource_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs/resources.md").read_text() == module.document(), "run `make docs-settings`"
