@@ -9,6 +9,7 @@ from conftest import Cluster
 from kubernetes_cli import Failed, apply, condition, get, kubectl, until
 
 
+@pytest.mark.core
 def test_1_install_and_use(cluster: Cluster) -> None:
     """helm install, kubectl apply, an app pod by DNS name, and what `kubectl get` shows."""
     cluster.start_app("install")
@@ -40,6 +41,7 @@ def test_1_install_and_use(cluster: Cluster) -> None:
     cluster.stop_app("install")
 
 
+@pytest.mark.core
 def test_2_scale_up_and_down(cluster: Cluster) -> None:
     cluster.start_app("scale")
     kubectl("-n", cluster.namespace, "scale", f"ctxc/{cluster.name}", "--replicas=5")
@@ -63,6 +65,7 @@ def test_3_a_config_change_restarts_one_pod_at_a_time(cluster: Cluster) -> None:
     cluster.stop_app("roll")
 
 
+@pytest.mark.core
 def test_4_a_killed_pod_and_a_killed_operator_cost_nothing(cluster: Cluster, operator: str) -> None:
     cluster.start_app("kill")
     before = cluster.pods()
@@ -108,6 +111,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("spec", "says"), BAD, ids=[json.dumps(spec) for spec, _ in BAD])
 def test_6_a_bad_resource_is_refused_with_a_sentence(operator: str, spec: dict[str, Any], says: str) -> None:
     body = {"apiVersion": "contextstore.dev/v1alpha1", "kind": "ContextCluster", "metadata": {"name": "bad"}, "spec": spec}
