@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from faults import Faults, LocalkubeFaults
 from kubernetes_cli import Failed, apply, condition, get, kubectl, run, until, use
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ def localkube(*arguments: str, timeout_s: float = 1800.0, is_tried: bool = False
 def image() -> Iterator[str]:
     """The image, on every node of a cluster that the commands speak to."""
     if os.environ.get("KUBECONFIG"):
+        os.environ.pop("LOCALKUBE_WORK", None)
         yield os.environ.get("E2E_IMAGE", "contextstore:dev")
         return
     if os.geteuid():
@@ -190,3 +192,11 @@ def cluster(operator: str, image: str) -> Cluster:
     made.apply()
     made.wait_ready(3)
     return made
+
+
+@pytest.fixture
+def faults() -> Faults:
+    """What can happen to machines."""
+    if "LOCALKUBE_WORK" not in os.environ:
+        pytest.skip("faults of machines are known for the local Kubernetes only; unset KUBECONFIG to run on it")
+    return LocalkubeFaults()

@@ -108,6 +108,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"image": "a", "version": "b"}, "not both"),
     ({"limits": {"messageBytesMax": 16777216}}, "batchBytesMax"),
     ({"podTemplate": {"terminationGracePeriodSeconds": 5}}, "terminationGracePeriodSeconds"),
+    ({"replicas": 0}, "spec.replicas"),
+    ({"replicas": 100}, "spec.replicas"),
+    ({"replicas": "three"}, "spec.replicas"),
+    ({"shards": {"replicationFactor": 11}}, "spec.shards.replicationFactor"),
+    ({"shards": {"count": 2000}}, "spec.shards.count"),
+    ({"storage": {"retentionPolicy": {"whenDeleted": "Perhaps"}}}, "Unsupported value"),
+    ({"defaults": {"tokenBudget": 0}}, "spec.defaults.tokenBudget"),
+    ({"defaults": {"tokenizer": "words"}}, "Unsupported value"),
+    ({"defaults": {"triggerRatio": 2}}, "spec.defaults.triggerRatio"),
+    ({"defaults": {"policyRef": {}}}, "Required value"),
+    ({"auth": {"apiKeysSecretRef": {}}}, "Required value"),
+    ({"version": "not a tag"}, "spec.version"),
+    ({"rebalance": {"maxConcurrentMoves": 0}}, "maxConcurrentMoves"),
+    ({"scaleDown": {"drainTimeout": "soon"}}, "drainTimeout"),
+    ({"updateStrategy": {"type": "Recreate"}}, "Unsupported value"),
+    ({"service": {"type": "ExternalName"}}, "Unsupported value"),
+    ({"limits": {"partsMax": 0}}, "partsMax"),
+    ({"replicaz": 3}, "unknown field"),
 ]
 
 
@@ -117,6 +135,38 @@ def test_6_a_bad_resource_is_refused_with_a_sentence(operator: str, spec: dict[s
     body = {"apiVersion": "contextstore.dev/v1alpha1", "kind": "ContextCluster", "metadata": {"name": "bad"}, "spec": spec}
     with pytest.raises(Failed, match=says):
         apply(body, namespace="default")
+
+
+BAD_POLICIES: list[tuple[dict[str, Any], str]] = [
+    ({"strategy": "last_n"}, "Required value"),
+    ({"clusterRef": {"name": "demo"}}, "Required value"),
+    ({"clusterRef": {"name": "demo"}, "strategy": "guess"}, "Unsupported value"),
+    ({"clusterRef": {"name": "demo"}, "strategy": "manual", "targetRatio": 0.8}, "must be below triggerRatio"),
+    ({"clusterRef": {"name": "demo"}, "strategy": "manual", "tokenBudget": -1}, "tokenBudget"),
+    ({"clusterRef": {"name": "demo"}, "strategy": "manual", "config": 3}, "config"),
+]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("spec", "says"), BAD_POLICIES, ids=[json.dumps(spec) for spec, _ in BAD_POLICIES])
+def test_6_a_bad_policy_is_refused_with_a_sentence(operator: str, spec: dict[str, Any], says: str) -> None:
+    body = {"apiVersion": "contextstore.dev/v1alpha1", "kind": "ContextPolicy", "metadata": {"name": "bad"}, "spec": spec}
+    with pytest.raises(Failed, match=says):
+        apply(body, namespace="default")
+
+
+UNCHANGEABLE: list[tuple[dict[str, Any], str]] = [
+    ({"shards": {"count": 9}}, "cannot be changed"),
+    ({"storage": {"size": "500Mi"}}, "cannot shrink"),
+    ({"storage": {"storageClassName": "zonal"}}, "cannot be changed"),
+]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("change", "says"), UNCHANGEABLE, ids=[json.dumps(change) for change, _ in UNCHANGEABLE])
+def test_6_what_cannot_be_changed_is_refused_with_a_sentence(cluster: Cluster, change: dict[str, Any], says: str) -> None:
+    with pytest.raises(Failed, match=says):
+        kubectl("-n", cluster.namespace, "patch", f"ctxc/{cluster.name}", "--type=merge", "-p", json.dumps({"spec": change}))
 
 
 def test_7_deletion_leaves_the_volumes_and_the_same_name_takes_them_up(cluster: Cluster) -> None:
