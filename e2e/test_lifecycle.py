@@ -10,6 +10,10 @@ def helm(image: str, *command: str, values: tuple[str, ...] = ()) -> None:
     run("helm", *command, str(ROOT / "helm" / "contextstore"), "-n", "ctx", "--wait", "--timeout", "2m", *settings)
 
 
+def test_the_charts_own_test_passes(operator: str) -> None:
+    assert "Succeeded" in run("helm", "test", "ctx", "-n", operator, "--timeout", "2m", timeout_s=150)
+
+
 def test_an_upgrade_and_a_new_installation_of_the_operator_restart_no_pod(cluster: Cluster, operator: str, image: str) -> None:
     cluster.start_app("chart")
     before = cluster.pods()
