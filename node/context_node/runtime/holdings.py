@@ -17,7 +17,7 @@ from context_node.contexts.policies import policy_decoder, policy_of
 from context_node.contexts.refusals import Unavailable
 from context_node.raft import ConfState, Group
 from context_node.runtime import snapshots
-from context_node.runtime.databases import CacheBudget, StorageFailed
+from context_node.runtime.databases import CacheBudget, StorageError, StorageFailed
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_rows import HardState, RecoveredShard
 from context_node.runtime.log_store import LogStore
@@ -209,8 +209,14 @@ class Holdings:
         engine.remove(replica, "This node does not hold that shard any more; try again shortly.")
         del engine.replicas[shard]
         engine.with_log(lambda log: log.remove(shard))
-        await engine.log_job(lambda log: None)
-        await self._close_replica(replica)
+        try:
+            await engine.log_job(lambda log: None)
+        except StorageError:
+            # The engine failed with its log: whoever recovers from the disk finds the replica there, or gone for good.
+            await self._close_store(replica)
+            return
+        await self._close_store(replica)
+        remove_database(replica.store.path, self._options.disk)
 
     async def reopen_replica(self, replica: Replica) -> None:
         """Begin a replica anew from what the disk has of it, keeping its vote."""
@@ -232,12 +238,11 @@ class Holdings:
             replica.store.close()
         engine.add(self.replica(shard, found[0], self.open_state(shard, found[0]), engine))
 
-    async def _close_replica(self, replica: Replica) -> None:
-        """Whatever upkeep had begun on the old database ends before its files go."""
+    async def _close_store(self, replica: Replica) -> None:
+        """Whatever upkeep had begun on the old database ends before it is closed."""
         async with replica.storing:
             await self._worker.run(lambda: None)
             replica.store.close()
-        remove_database(replica.store.path, self._options.disk)
 
     # --- snapshots ----------------------------------------------------------------------------------------------------
 
@@ -276,7 +281,8 @@ class Holdings:
         await engine.log_job(lambda log: None)
         if engine.is_failed:
             raise engine.failure or AssertionError("an engine fails with a reason")
-        await self._close_replica(old)
+        await self._close_store(old)
+        remove_database(old.store.path, self._options.disk)
         found = RecoveredShard(replica_id, generation, hard_state, manifest.index, manifest.term, [])
         replica = self.replica(manifest.shard, found, self.open_state(manifest.shard, found), engine)
         engine.add(replica)
