@@ -2,15 +2,16 @@
 #
 #   docker build -t contextstore .
 #
-# Where a wheel lies in dist/ (`make wheel`) it is taken; else one is built, which needs a Rust toolchain in BUILDER.
+# The wheel is built in BUILDER, which needs a Rust toolchain; or with WHEEL=given the one in dist/ (`make wheel`) is taken.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 ARG BUILDER=docker.io/library/rust:1-slim-bookworm
 
 FROM ${BUILDER} AS wheel
+ARG WHEEL=built
 WORKDIR /src
 COPY . .
 RUN mkdir -p /wheels \
- && if ls dist/*.whl >/dev/null 2>&1; then cp dist/*.whl /wheels/; else \
+ && if [ "$WHEEL" = given ]; then cp dist/*.whl /wheels/; else \
       apt-get update && apt-get install -y --no-install-recommends python3-dev python3-venv python3-pip \
       && python3 -m venv /build && /build/bin/pip install --no-cache-dir --require-hashes -r requirements-dev.lock \
       && /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .; \

@@ -77,6 +77,7 @@ crash: setup ## Kill a node under load and cut its power, a hundred times each (
 	$(BIN)/python bench/crash.py $(ARGS)
 
 wheel: setup ## Build a wheel into dist/
+	rm -f dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 docs-settings: setup ## Regenerate docs/settings.md from settings.py and docs/resources.md from crds/
@@ -97,10 +98,10 @@ clean: ## Remove everything that was built (not the data directory)
 	rm -rf $(VENV) build dist site node/*.egg-info node/raft_core/target node/context_node/raft/*.so \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-e2e: setup ## End-to-end tests on Kubernetes: $$KUBECONFIG's cluster, else a local one (needs root, Go, apt; first time 12 min, then 5)
+e2e: setup ## End-to-end tests on Kubernetes: $$KUBECONFIG's cluster, else a local one (needs root, Go, apt; compiles its tools the first time)
 	cd e2e && ../$(BIN)/python -m pytest -c pytest.ini $(ARGS)
 
-image: wheel ## Build the image contextstore:dev with docker (IMAGE=... names another)
+image: ## Build the image contextstore:dev with docker (IMAGE=... names another)
 	docker build --tag $(or $(IMAGE),contextstore:dev) .
 
 grow: setup ## Grow a developer's directory from 1 to 3 to 5 nodes and back to 3 under load; moves and latencies (2 min)

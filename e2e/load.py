@@ -1,7 +1,8 @@
 """Runs in a pod: an app that talks to the cluster through its Service, and remembers what was acknowledged.
 
 Each task writes one context's messages, one after the other, each with an id and ordinary retries, and now and then reads how many
-there are. It runs until /tmp/stop exists; then every history is read back from the cluster and compared. One line of JSON tells the result.
+there are. It runs until /tmp/stop exists and it has
+written enough to tell something; then every history is read back from the cluster and compared. One line of JSON tells the result.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from pathlib import Path
 import aiohttp
 
 URL, KEY = os.environ["URL"].rstrip("/") + "/v1", os.environ["KEY"]
-CONTEXTS, PAUSE_S = int(os.environ.get("CONTEXTS", "8")), 0.02
+CONTEXTS, PAUSE_S, MESSAGES_MIN = 8, 0.02, 200
 RUN = os.environ["RUN"]
 
 
@@ -70,13 +71,18 @@ async def read_back(session: aiohttp.ClientSession, name: str, count: int, told:
 
 async def main() -> int:
     told = {"acknowledged": 0, "slowest_s": 0.0, "wrong": []}
+    stop = Path("/tmp/stop")
+
+    def is_over() -> bool:
+        return told["acknowledged"] >= MESSAGES_MIN and stop.exists()
+
     names = [f"{RUN}-{number}" for number in range(CONTEXTS)]
     timeout = aiohttp.ClientTimeout(total=5)
     # A connection for each request: the Service then chooses a node each time, as many small clients would have it.
     connector = aiohttp.TCPConnector(force_close=True, limit=0)
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}, timeout=timeout, connector=connector) as session:
         try:
-            await asyncio.gather(*(talk(session, name, told, Path("/tmp/stop").exists) for name in names))
+            await asyncio.gather(*(talk(session, name, told, is_over) for name in names))
             for name in names:
                 view = await ask(session, "GET", f"/contexts/{name}", time.monotonic() + 120)
                 await read_back(session, name, view["last_seq"], told)

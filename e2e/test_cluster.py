@@ -16,9 +16,9 @@ def test_1_install_and_use(cluster: Cluster) -> None:
     shown = kubectl("-n", cluster.namespace, "get", "ctxc", cluster.name)
     print(shown)
     head, row = shown.splitlines()
-    assert head.split() == ["NAME", "READY", "NODES", "SHARDS", "VERSION", "REASON", "AGE"] or "OPERATION" in head
-    assert "3/3" in row and "8/8" in row
-    until("messages were written", lambda: int(kubectl("-n", cluster.namespace, "logs", "install").count("x")) >= 0)
+    assert head.split() == ["NAME", "READY", "NODES", "SHARDS", "OPERATION", "VERSION", "REASON", "AGE"]
+    assert "3/3" in row
+    assert "8/8" in row
     assert {one["type"] for one in cluster.get()["status"]["conditions"]} >= {
         "Ready",
         "Available",
@@ -43,6 +43,7 @@ def test_1_install_and_use(cluster: Cluster) -> None:
 
 @pytest.mark.core
 def test_2_scale_up_and_down(cluster: Cluster) -> None:
+    """S4: replicas move under load."""
     cluster.start_app("scale")
     kubectl("-n", cluster.namespace, "scale", f"ctxc/{cluster.name}", "--replicas=5")
     cluster.wait_ready(5)
@@ -57,6 +58,7 @@ def test_2_scale_up_and_down(cluster: Cluster) -> None:
 
 
 def test_3_a_config_change_restarts_one_pod_at_a_time(cluster: Cluster) -> None:
+    """S4. Never more than one is away: the operator's plan is tested for that; here clients notice nothing."""
     cluster.start_app("roll")
     before = cluster.pods()
     cluster.apply(limits={"partsMax": 300})
@@ -67,6 +69,7 @@ def test_3_a_config_change_restarts_one_pod_at_a_time(cluster: Cluster) -> None:
 
 @pytest.mark.core
 def test_4_a_killed_pod_and_a_killed_operator_cost_nothing(cluster: Cluster, operator: str) -> None:
+    """H1, S3."""
     cluster.start_app("kill")
     before = cluster.pods()
     kubectl("-n", cluster.namespace, "delete", "pod", f"{cluster.name}-1", "--grace-period=0", "--force")
@@ -129,14 +132,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.core
-@pytest.mark.parametrize(("spec", "says"), BAD, ids=[json.dumps(spec) for spec, _ in BAD])
-def test_6_a_bad_resource_is_refused_with_a_sentence(operator: str, spec: dict[str, Any], says: str) -> None:
-    body = {"apiVersion": "contextstore.dev/v1alpha1", "kind": "ContextCluster", "metadata": {"name": "bad"}, "spec": spec}
-    with pytest.raises(Failed, match=says):
-        apply(body, namespace="default")
-
-
 BAD_POLICIES: list[tuple[dict[str, Any], str]] = [
     ({"strategy": "last_n"}, "Required value"),
     ({"clusterRef": {"name": "demo"}}, "Required value"),
@@ -148,9 +143,16 @@ BAD_POLICIES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.core
-@pytest.mark.parametrize(("spec", "says"), BAD_POLICIES, ids=[json.dumps(spec) for spec, _ in BAD_POLICIES])
-def test_6_a_bad_policy_is_refused_with_a_sentence(operator: str, spec: dict[str, Any], says: str) -> None:
-    body = {"apiVersion": "contextstore.dev/v1alpha1", "kind": "ContextPolicy", "metadata": {"name": "bad"}, "spec": spec}
+@pytest.mark.parametrize(
+    ("kind", "spec", "says"),
+    [
+        pytest.param(kind, spec, says, id=f"{kind} {json.dumps(spec)}")
+        for kind, bad in (("ContextCluster", BAD), ("ContextPolicy", BAD_POLICIES))
+        for spec, says in bad
+    ],
+)
+def test_6_a_bad_resource_is_refused_with_a_sentence(operator: str, kind: str, spec: dict[str, Any], says: str) -> None:
+    body = {"apiVersion": "contextstore.dev/v1alpha1", "kind": kind, "metadata": {"name": "bad"}, "spec": spec}
     with pytest.raises(Failed, match=says):
         apply(body, namespace="default")
 
@@ -179,8 +181,4 @@ def test_7_deletion_leaves_the_volumes_and_the_same_name_takes_them_up(cluster: 
     cluster.wait_ready(3)
     assert cluster.get()["status"]["clusterId"] == known
     cluster.start_app("again")
-    until("it has written", lambda: cluster.get()["status"]["shards"]["healthy"] == 8)
-    import time
-
-    time.sleep(3)
     cluster.stop_app("again")

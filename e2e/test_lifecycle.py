@@ -1,7 +1,7 @@
 """The chart over time: upgrade, uninstall, install again. No data pod notices."""
 
 from conftest import ROOT, Cluster
-from kubernetes_cli import kubectl, run, until
+from kubernetes_cli import condition, kubectl, run, until
 
 
 def helm(image: str, *command: str, values: tuple[str, ...] = ()) -> None:
@@ -41,9 +41,21 @@ def test_two_clusters_share_a_namespace_and_one_can_go(cluster: Cluster, image: 
     other.wait_ready(1)
     assert other.get()["status"]["clusterId"] != cluster.get()["status"]["clusterId"]
     other.start_app("alone")
-    until("it has written", lambda: other.get()["status"]["shards"]["healthy"] == 2)
     other.stop_app("alone")
     kubectl("-n", cluster.namespace, "delete", "ctxc", other.name, "--timeout=60s")
     until("its volumes are gone", lambda: f"data-{other.name}-0" not in kubectl("-n", cluster.namespace, "get", "pvc", "-o", "name"))
     until("its identity is gone", lambda: f"{other.name}-identity" not in kubectl("-n", cluster.namespace, "get", "cm", "-o", "name"))
     assert cluster.pods() == before
+
+
+def test_what_kubernetes_cannot_do_holds_up_nothing_else(cluster: Cluster) -> None:
+    """Volumes of a class that cannot grow, monitors without their kinds: the status says so, and the rest goes on."""
+    before = cluster.spec
+    cluster.apply(storage={"size": "2Gi"}, monitoring={"podMonitor": True, "prometheusRule": True})
+    told = until("the status tells", lambda: (found := condition(cluster.get(), "Degraded")).get("reason") == "NotReconciled" and found)
+    assert "volume" in told["message"] or "storage" in told["message"]
+    kubectl("-n", cluster.namespace, "scale", f"ctxc/{cluster.name}", "--replicas=4")
+    until("a pod has come", lambda: len(cluster.get()["status"]["members"]) == 4)
+    kubectl("-n", cluster.namespace, "scale", f"ctxc/{cluster.name}", "--replicas=3")
+    until("and has gone", lambda: len(cluster.get()["status"]["members"]) == 3)
+    cluster.spec = before

@@ -9,6 +9,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from context_operator.kube import KubeError
@@ -79,8 +80,8 @@ class Manager:
             kept.wake.set()
 
     def oldest_pass_s(self) -> float:
-        """How long ago the cluster that waits longest was looked at without an error of ours; also of the list of all. What the liveness
-        probe goes by: a watch stream that died in silence shows here, and so does a pass that hangs."""
+        """How long ago the last pass of the cluster that waits longest came to an end, and the last list of all. What the liveness probe
+        goes by: a pass that hangs shows here."""
         now = self._around.clock()
         return max([now - self._scanned_at, *(now - kept.passed_at for kept in self._kept.values())])
 
@@ -114,7 +115,11 @@ class Manager:
     async def _tell_orphans(self, namespace: str | None) -> None:
         """Policies of clusters that there are not say so."""
         for value in await self._around.kube.list("ContextPolicy", namespace):
-            policy = policy_of(value)
+            try:
+                policy = policy_of(value)
+            except msgspec.ValidationError as problem:
+                logger.warning("policy %s is left alone: %s", value["metadata"]["name"], problem)
+                continue
             meta, cluster = policy.metadata, policy.spec.cluster_ref.name
             if (meta.namespace, cluster) in self._kept:
                 continue
@@ -158,13 +163,14 @@ class Manager:
             if not kept.failures:
                 logger.warning("%s/%s: %s", *key, problem)
             kept.passed_at = self._around.clock()
-            outcome = "no_api_server"
+            outcome = "refused" if problem.status else "no_api_server"
         except TimeoutError:
             logger.error("%s/%s: a pass did not end within %g s", *key, PASS_TIMEOUT_S)
             outcome = "timed_out"
         except Exception:
-            # One cluster's trouble is no other's; the probe sees the pass grow old if it stays.
+            # It came to an end, if to a bad one: one cluster's trouble must not have the probe end all others' operator.
             logger.exception("%s/%s: a pass failed", *key)
+            kept.passed_at = self._around.clock()
             outcome = "failed"
         else:
             kept.passed_at, kept.failures = self._around.clock(), 0

@@ -6,11 +6,11 @@ quickly, so that one that hangs holds up no pass.
 
 import asyncio
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Protocol
 
 import msgspec
 
+from context_operator import balancer
 from context_operator.http_admin import AdminError, HttpAdmin
 from context_operator.resources import names
 from context_operator.view import ClusterView, NodePolicies, SelfView, view_of
@@ -19,22 +19,9 @@ SELF_TIMEOUT_S = 3.0
 STEP_TIMEOUT_S = 20.0
 
 
-class Nodes(Protocol):
-    """What the reconciler needs of them."""
+class Admin(balancer.Admin, Protocol):
+    """The balancer's steps and those of the operator, as `http_admin.HttpAdmin` takes them."""
 
-    async def selves(self, addresses: dict[int, str]) -> dict[int, SelfView]: ...
-    async def look(self, addresses: dict[int, str]) -> "tuple[Admin, ClusterView] | None": ...
-    async def begin(self, address: str, cluster_id: str) -> None: ...
-    async def close(self) -> None: ...
-
-
-class Admin(Protocol):
-    """The steps, as `http_admin.HttpAdmin` takes them."""
-
-    async def look(self) -> Any: ...
-    async def add_learner(self, shard: int, node: int) -> None: ...
-    async def change_members(self, shard: int, promote: tuple[int, ...], remove: tuple[int, ...]) -> None: ...
-    async def transfer_leader(self, shard: int, node: int) -> None: ...
     async def mark_node(self, node: str, **wished: bool) -> None: ...
     async def set_replication(self, factor: int) -> None: ...
     async def node_policies(self) -> Any: ...
@@ -44,7 +31,7 @@ class Admin(Protocol):
 
 
 class HttpNodes:
-    """The nodes of one cluster, with the operator's key and epoch. An asynchronous context manager."""
+    """The nodes of one cluster, with the operator's key and epoch. `close` it."""
 
     def __init__(self, key: str, epoch: int) -> None:
         self._key, self._epoch = key, epoch
@@ -99,12 +86,6 @@ class HttpNodes:
 
     async def close(self) -> None:
         await self.keep_only(())
-
-    async def __aenter__(self) -> "HttpNodes":
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self.close()
 
 
 def policies_of(value: Any) -> list[NodePolicies]:

@@ -167,7 +167,7 @@ def plan(desired: Desired, observed: Observed) -> Decision:
 
 def may_lose(observed: Observed) -> int:
     """How many pods may be evicted now: one while every member is up and every shard complete, else none."""
-    return int(observed.view is not None and observed.is_bootstrapped and is_complete(observed) and not _is_any_leaving(observed))
+    return int(observed.is_bootstrapped and is_complete(observed) and not any(pod.is_deleting for pod in observed.pods))
 
 
 def is_complete(observed: Observed) -> bool:
@@ -182,10 +182,6 @@ def is_complete(observed: Observed) -> bool:
         and view.shards_healthy == view.shards_total
         and all(_is_whole(shard) for shard in view.shards)
     )
-
-
-def _is_any_leaving(observed: Observed) -> bool:
-    return any(pod.is_deleting for pod in observed.pods)
 
 
 def _is_whole(shard: ShardView) -> bool:

@@ -14,7 +14,7 @@ import msgspec
 from context_operator.http_admin import AdminError
 from context_operator.kube import Kube, KubeError
 from context_operator.nodes import Admin, policies_of
-from context_operator.resources import names
+from context_operator.resources import identity, names
 from context_operator.spec import Cluster, Object, Policy, policy_of
 from context_operator.status import merged
 from context_operator.view import NodePolicies
@@ -42,17 +42,17 @@ class PolicyKeeper:
         if admin is None or self._clock() < self._due:
             return
         policies = await self._policies()
-        kept = await self._kube.get("ConfigMap", self._namespace, _list_name(self._cluster))
+        kept = await self._kube.get("ConfigMap", self._namespace, names.policies(self._cluster))
         known: dict[str, str] = (kept or {}).get("data") or {}
         # Written down before the nodes get it: a policy that is forgotten in between would never be deleted.
         wanted = {policy.metadata.name: "" for policy in policies}
         if set(wanted) - set(known):
-            await self._note(cluster, {**known, **wanted})
+            await self._kube.apply(identity.policy_list(cluster, {**known, **wanted}))
         answers = [(policy, await self._put(admin, policy)) for policy in policies]
         for name in sorted(set(known) - set(wanted)):
             await self._delete(admin, name)
         if set(known) != set(wanted):
-            await self._note(cluster, wanted)
+            await self._kube.apply(identity.policy_list(cluster, wanted))
         told = policies_of(await admin.node_policies()) if policies else []
         is_settled = True
         for policy, answer in answers:
@@ -90,17 +90,6 @@ class PolicyKeeper:
                 raise
         logger.info("%s/%s: policy %s is deleted", self._namespace, self._cluster, name)
 
-    async def _note(self, cluster: Cluster, data: dict[str, str]) -> None:
-        body = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": names.metadata(
-                cluster, _list_name(self._cluster), is_owned=cluster.spec.storage.retention_policy.when_deleted == "Delete"
-            ),
-            "data": data,
-        }
-        await self._kube.apply(body)
-
     async def _tell(self, policy: Policy, answer: int | str, told: list[NodePolicies]) -> bool:
         """Write the status if it changed; whether there is nothing more to wait for."""
         status = policy_status(policy, answer, told, self._now())
@@ -112,10 +101,6 @@ class PolicyKeeper:
                 if problem.status != 404:
                     raise
         return isinstance(answer, str) or all(one["generation"] for one in status["nodes"])
-
-
-def _list_name(cluster: str) -> str:
-    return f"{cluster}-policies"
 
 
 def policy_status(policy: Policy, answer: int | str, told: list[NodePolicies], now: str) -> Object:

@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from context_operator import balancer, plan, policies
@@ -111,6 +112,8 @@ class ClusterReconciler:
                 await self._apply_all(cluster, observed, stateful_set, image)
                 made = await self._take(cluster, desired, observed, admin, made)
                 await self._keep_policies(cluster, admin)
+                # Last: a storage class that cannot do it must not hold up anything else.
+                await self._grow_volumes(cluster, stateful_set)
         except (AdminError, Unusable) as problem:
             made = Pass(decision, image, str(problem))
         except KubeError as problem:
@@ -216,26 +219,23 @@ class ClusterReconciler:
         optional = (
             (spec.network_policy.enabled, access.network_policy(cluster)),
             (spec.pod_disruption_budget.enabled, access.disruption_budget(cluster, plan.may_lose(observed))),
-        )
-        for is_wanted, body in optional:
-            if is_wanted:
-                await self._apply(body)
-            else:
-                await self._remove(body)
-        for is_wanted, body in (
             (spec.monitoring.pod_monitor, monitors.pod_monitor(cluster)),
             (spec.monitoring.prometheus_rule, monitors.rules(cluster)),
-        ):
-            if is_wanted:
-                await self._apply(body)
+        )
+        for is_wanted, body in optional:
+            try:
+                await (self._apply(body) if is_wanted else self._remove(body))
+            except KubeError as problem:
+                # The Prometheus operator's kinds may not be installed, and the cluster does without them.
+                if problem.status != 404 or body["kind"] not in ("PodMonitor", "PrometheusRule"):
+                    raise
         if stateful_set is not None and observed.set_replicas is not None:
             await self._apply_set(cluster, observed.set_replicas, image, stateful_set)
 
     async def _apply_set(self, cluster: Cluster, replicas: int, image: str, stateful_set: Object | None) -> None:
         body = statefulset.stateful_set(cluster, statefulset.Chosen(replicas, image))
         if stateful_set is not None:
-            # A set's claims cannot be changed; larger volumes are asked for at the claims themselves.
-            await self._grow_volumes(cluster, stateful_set)
+            # A set's claims cannot be changed; larger volumes are asked for at the claims themselves (`_grow_volumes`).
             body["spec"]["volumeClaimTemplates"] = [
                 {
                     "metadata": {"name": one["metadata"]["name"], "labels": one["metadata"].get("labels", {})},
@@ -245,9 +245,11 @@ class ClusterReconciler:
             ]
         await self._apply(body)
 
-    async def _grow_volumes(self, cluster: Cluster, stateful_set: Object) -> None:
+    async def _grow_volumes(self, cluster: Cluster, stateful_set: Object | None) -> None:
         wanted = cluster.spec.storage.size
-        if all(one["spec"]["resources"]["requests"]["storage"] == wanted for one in stateful_set["spec"]["volumeClaimTemplates"]):
+        if stateful_set is None or all(
+            one["spec"]["resources"]["requests"]["storage"] == wanted for one in stateful_set["spec"]["volumeClaimTemplates"]
+        ):
             return
         for claim in await self.around.kube.list("PersistentVolumeClaim", self.namespace, names.selector(self.name)):
             if claim["spec"]["resources"]["requests"]["storage"] != wanted:
@@ -447,8 +449,6 @@ def _pause(made: Pass) -> float:
 
 
 def _age_s(since: str, now: str) -> float:
-    from datetime import datetime
-
     try:
         return (datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds()
     except ValueError:

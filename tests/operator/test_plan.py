@@ -37,8 +37,6 @@ class World:
     shards: dict[int, tuple[int, dict[int, bool]]] = field(default_factory=dict)
     """By shard its leader's member and its replicas: by member whether it votes."""
     factor: int = 3
-    pod_uid: int = 0
-    away_most: int = 0
 
     def view(self) -> ClusterView | None:
         if not self.begun:

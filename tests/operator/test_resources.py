@@ -14,9 +14,9 @@ import yaml
 from context_node.api_keys import KeyRing, Scope, create_key
 from context_node.settings import Settings
 from context_operator.plan import Decision, Desired, Observed, Wait
-from context_operator.resources import access, identity, names, services, settings, statefulset
+from context_operator.resources import access, identity, monitors, names, services, settings, statefulset
 from context_operator.spec import ClusterSpec, cluster_of, policy_of, seconds_of
-from context_operator.status import Pass, status_of
+from context_operator.status import QUORUM_RUNBOOK, Pass, status_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CRDS = sorted((ROOT / "crds").glob("*.yaml"))
@@ -194,6 +194,13 @@ def test_the_chart_can_be_linted_and_rendered() -> None:
     rendered = [one for one in yaml.safe_load_all(done.stdout) if one]
     assert {one["kind"] for one in rendered} >= {"CustomResourceDefinition", "Deployment", "Role", "RoleBinding", "ServiceAccount"}
     assert not [one for one in rendered if one["kind"].startswith("ClusterRole")]
+
+
+def test_every_alert_has_its_runbook() -> None:
+    headings = [line.removeprefix("## ").lower().replace(" ", "-") for line in (ROOT / "docs/runbooks.md").read_text().splitlines()]
+    rules = monitors.rules(cluster())["spec"]["groups"][0]["rules"]
+    named = [rule["annotations"]["runbook_url"] for rule in rules] + [QUORUM_RUNBOOK]
+    assert [url for url in named if url.partition("#")[2] not in headings] == []
 
 
 def test_values_and_their_schema_name_the_same_things() -> None:

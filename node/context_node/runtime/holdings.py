@@ -7,6 +7,7 @@ another generation; a replica that is replaced or begins anew keeps its vote (I2
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -209,14 +210,12 @@ class Holdings:
         engine.remove(replica, "This node does not hold that shard any more; try again shortly.")
         del engine.replicas[shard]
         engine.with_log(lambda log: log.remove(shard))
-        try:
+        with suppress(StorageError):
             await engine.log_job(lambda log: None)
-        except StorageError:
-            # The engine failed with its log: whoever recovers from the disk finds the replica there, or gone for good.
-            await self._close_store(replica)
-            return
         await self._close_store(replica)
-        remove_database(replica.store.path, self._options.disk)
+        # With a log that failed the row may still be there, and names the files: the next recovery finds both, or removes leftovers.
+        if not engine.is_failed:
+            remove_database(replica.store.path, self._options.disk)
 
     async def reopen_replica(self, replica: Replica) -> None:
         """Begin a replica anew from what the disk has of it, keeping its vote."""

@@ -47,6 +47,16 @@ def api_key(cluster: Cluster, client_secret: str) -> Object:
     }
 
 
+def policy_list(cluster: Cluster, known: dict[str, str]) -> Object:
+    """ConfigMap NAME-policies: by name the policies that came from resources. It stays as long as the nodes' copies do."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": names.metadata(cluster, names.policies(cluster.metadata.name), is_owned=_is_owned(cluster)),
+        "data": known,
+    }
+
+
 def _is_owned(cluster: Cluster) -> bool:
     return cluster.spec.storage.retention_policy.when_deleted == "Delete"
 

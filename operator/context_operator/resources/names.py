@@ -50,6 +50,11 @@ def keys(cluster: str) -> str:
     return f"{cluster}-keys"
 
 
+def policies(cluster: str) -> str:
+    """The ConfigMap with the names of the policies that came from resources."""
+    return f"{cluster}-policies"
+
+
 def pod(cluster: str, ordinal: int) -> str:
     return f"{cluster}-{ordinal}"
 

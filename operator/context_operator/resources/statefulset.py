@@ -9,7 +9,6 @@ from context_operator.resources.settings import settings
 from context_operator.spec import Cluster, Object
 
 USER_ID = 10001
-FIELDS_MANAGED = ("POD_NAME", "POD_NAMESPACE")
 
 
 @dataclass(frozen=True, slots=True)

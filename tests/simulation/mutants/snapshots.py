@@ -90,8 +90,8 @@ MUTANTS = (
         (
             (
                 HOLDINGS,
-                "            await engine.log_job(lambda log: None)\n        except StorageError:\n",
-                "            pass\n        except StorageError:\n",
+                "        with suppress(StorageError):\n            await engine.log_job(lambda log: None)\n        await self._close_store(replica)\n",
+                "        await self._close_store(replica)\n",
             ),
         ),
     ),
