@@ -80,9 +80,10 @@ wheel: setup ## Build a wheel into dist/
 	rm -f dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-docs-settings: setup ## Regenerate docs/settings.md from settings.py and docs/resources.md from crds/
+docs-settings: setup ## Regenerate docs/settings.md from settings.py and docs/resources.md from crds/, and the dashboard
 	$(BIN)/python -m context_node.settings docs/settings.md
 	$(BIN)/python tools/resource_docs.py docs/resources.md
+	$(BIN)/python -m context_operator.resources.dashboard helm/contextstore/dashboards/overview.json
 
 docs: setup ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -126,6 +126,19 @@ class Settings:
         reason="API keys in plain, separated by commas, each `cs_ID_SECRET` (scopes read and write) or "
         "`cs_ID_SECRET=read+admin`; for a secret store that fills the environment; never a flag",
     )
+    tls_cert_file: Path | None = setting(
+        None, group=ACCESS, advanced=False,
+        reason="PEM file with the node's certificate, and those up to its authority; with it the API is HTTPS. Re-read when it changes",
+    )
+    tls_key_file: Path | None = setting(
+        None, group=ACCESS, advanced=False,
+        reason="PEM file with the certificate's private key, without a password; re-read when it changes",
+    )
+    tls_ca_file: Path | None = setting(
+        None, group=ACCESS,
+        reason="PEM file with the authorities of the nodes' certificates; with it nodes speak mutual TLS to each other, and each "
+        "certificate must name the host under which others dial the node. Re-read when it changes",
+    )
     open: bool = setting(
         False, group=ACCESS, advanced=False,
         reason="serve without keys; implied on a loopback address when no key is configured, explicit anywhere else",
@@ -316,6 +329,11 @@ class Settings:
             )
         if self.join and not self.is_clustered:
             found.append(("join", "needs the cluster's secret: give --cluster-secret-file"))
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            missing = "tls_key_file" if self.tls_key_file is None else "tls_cert_file"
+            found.append((missing, "must be given too: a certificate and its private key come together"))
+        elif self.tls_ca_file is not None and self.tls_cert_file is None:
+            found.append(("tls_ca_file", "needs a certificate to show: give --tls-cert-file and --tls-key-file"))
         if not self.has_keys and not self.open and not self.on_loopback:
             sentence = (
                 f"{self.host} can be reached from other machines and no API key is configured: "

@@ -4,6 +4,8 @@ Knows the routes under `/v1/cluster` and `/v1/policies`.
 Does not know what the steps are for. A refusal becomes an `AdminError` with the node's own sentence.
 """
 
+import ssl
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -21,14 +23,23 @@ class AdminError(Exception):
         self.status = status
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Whom to trust, and the name that a node's certificate must hold (None: that of the URL)."""
+
+    context: ssl.SSLContext
+    host: str | None = None
+
+
 class HttpAdmin:
     """An asynchronous context manager; any node will do. `epoch` goes with every step: a node refuses one that is older than the newest
     it has seen; 0 is nobody's."""
 
-    def __init__(self, url: str, key: str | None, epoch: int = 0, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str, key: str | None, epoch: int = 0, timeout_s: float = TIMEOUT_S, tls: Tls | None = None) -> None:
         self._root = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._epoch = {"epoch": epoch} if epoch else {}
         self._timeout_s = timeout_s
+        self._tls: dict[str, Any] = {} if tls is None else {"ssl": tls.context, "server_hostname": tls.host}
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._session: aiohttp.ClientSession
 
@@ -97,7 +108,7 @@ class HttpAdmin:
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:
-            async with self._session.request(method, self._root + path, json=body) as answer:
+            async with self._session.request(method, self._root + path, json=body, **self._tls) as answer:
                 if answer.status == 204:
                     return None
                 value = await answer.json(content_type=None)

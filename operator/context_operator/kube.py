@@ -36,6 +36,7 @@ KINDS: Mapping[str, str] = {
     "NetworkPolicy": "/apis/networking.k8s.io/v1|networkpolicies",
     "PodMonitor": "/apis/monitoring.coreos.com/v1|podmonitors",
     "PrometheusRule": "/apis/monitoring.coreos.com/v1|prometheusrules",
+    "Certificate": "/apis/cert-manager.io/v1|certificates",
     "ContextCluster": CLUSTERS,
     "ContextPolicy": POLICIES,
 }

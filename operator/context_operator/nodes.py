@@ -5,13 +5,14 @@ quickly, so that one that hangs holds up no pass.
 """
 
 import asyncio
+import ssl
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 import msgspec
 
 from context_operator import balancer
-from context_operator.http_admin import AdminError, HttpAdmin
+from context_operator.http_admin import AdminError, HttpAdmin, Tls
 from context_operator.resources import names
 from context_operator.view import ClusterView, NodePolicies, SelfView, view_of
 
@@ -31,10 +32,12 @@ class Admin(balancer.Admin, Protocol):
 
 
 class HttpNodes:
-    """The nodes of one cluster, with the operator's key and epoch. `close` it."""
+    """The nodes of one cluster, with the operator's key and epoch. With `trust` (PEM) they are asked by HTTPS and must show a certificate
+    of it for `host`. `close` it."""
 
-    def __init__(self, key: str, epoch: int) -> None:
+    def __init__(self, key: str, epoch: int, trust: str = "", host: str = "") -> None:
         self._key, self._epoch = key, epoch
+        self._tls = Tls(ssl.create_default_context(cadata=trust), host) if trust else None
         self._open: dict[str, HttpAdmin] = {}
 
     async def selves(self, addresses: dict[int, str]) -> dict[int, SelfView]:
@@ -75,8 +78,8 @@ class HttpNodes:
 
     async def _admin(self, address: str) -> HttpAdmin:
         if address not in self._open:
-            url = f"http://{address}:{names.CLIENT_PORT}"
-            self._open[address] = await HttpAdmin(url, self._key, self._epoch, STEP_TIMEOUT_S).__aenter__()
+            url = f"{'http' if self._tls is None else 'https'}://{address}:{names.CLIENT_PORT}"
+            self._open[address] = await HttpAdmin(url, self._key, self._epoch, STEP_TIMEOUT_S, self._tls).__aenter__()
         return self._open[address]
 
     async def keep_only(self, addresses: Iterable[str]) -> None:

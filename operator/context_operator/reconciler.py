@@ -6,7 +6,6 @@ replaced, and before any pod; a step is taken only after everything that it need
 """
 
 import asyncio
-import base64
 import json
 import logging
 import secrets
@@ -16,13 +15,14 @@ from datetime import datetime
 from typing import Any
 
 from context_operator import balancer, plan, policies
+from context_operator.credentials import CredentialKeeper, Known, Unusable
 from context_operator.http_admin import AdminError
 from context_operator.kube import Kube, KubeError
 from context_operator.nodes import Admin, HttpNodes
 from context_operator.observing import addresses_of, desired_of, image_of, observed_of
 from context_operator.placement import Plan
 from context_operator.plan import Decision, Desired, Observed
-from context_operator.resources import access, identity, monitors, names, services, settings, statefulset
+from context_operator.resources import access, dashboard, identity, monitors, names, services, settings, statefulset
 from context_operator.spec import Cluster, Object, cluster_of, seconds_of
 from context_operator.status import Pass, status_of
 
@@ -59,10 +59,6 @@ class Result:
     is_gone: bool = False
 
 
-class Unusable(Exception):
-    """Something that the user gave cannot be used; the message says what to do."""
-
-
 @dataclass(slots=True)
 class ClusterReconciler:
     """See the module's docstring. Keeps only what may be forgotten: connections, and what it said or applied last."""
@@ -71,12 +67,17 @@ class ClusterReconciler:
     namespace: str
     name: str
     nodes: HttpNodes | None = None
-    _key: str = ""
+    _known: Known | None = None
     _applied: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     _said: tuple[str, str] = ("", "")
     _was_ready: bool | None = None
     _hands_over: tuple[str, float] | None = None
     _policies: policies.PolicyKeeper | None = None
+
+    _credentials: CredentialKeeper = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._credentials = CredentialKeeper(self.around.kube, self.around.now, self._apply, self.around.crash)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -96,7 +97,7 @@ class ClusterReconciler:
         known: Object = {"data": {}}
         try:
             known = await self._identity(cluster, stateful_set)
-            await self._secrets(cluster)
+            await self._meet_nodes(cluster)
         except Unusable as problem:
             trouble = str(problem)
         pods = await self._pods()
@@ -173,37 +174,13 @@ class ClusterReconciler:
             raise Unusable(f"ConfigMap {name} was deleted while the cluster was being made.")
         return made
 
-    async def _secrets(self, cluster: Cluster) -> None:
-        """The cluster's secrets and keys. Raises `Unusable` for keys that are none; those that were good stay then."""
-        kube = self.around.kube
-        name = names.secrets(self.name)
-        found = await kube.get("Secret", self.namespace, name)
-        if found is None:
-            await kube.create(identity.secrets(cluster, secrets.token_hex(32), secrets.token_urlsafe(32)))
-            await self.around.crash("secrets")
-            found = await kube.get("Secret", self.namespace, name)
-        operator_key = _entries(found or {}).get("operator-key", "")
-        if operator_key != self._key:
+    async def _meet_nodes(self, cluster: Cluster) -> None:
+        """Keep the cluster's credentials, and speak to its nodes by them. Raises `Unusable`."""
+        known = await self._credentials.keep(cluster)
+        if known != self._known:
             await self.close()
-            self._key, self.nodes = operator_key, HttpNodes(operator_key, self.around.epoch)
-        ref = cluster.spec.auth.api_keys_secret_ref
-        if ref is not None:
-            given = await kube.get("Secret", self.namespace, ref.name)
-            if given is None:
-                raise Unusable(f"Secret {ref.name} of spec.auth.apiKeysSecretRef is not there; make it, or leave the field out.")
-            entries = _entries(given)
-        else:
-            client = await kube.get("Secret", self.namespace, names.api_key(self.name))
-            if client is None:
-                await kube.create(identity.api_key(cluster, secrets.token_urlsafe(32)))
-                client = await kube.get("Secret", self.namespace, names.api_key(self.name))
-            entries = _entries(client or {})
-        try:
-            lines = identity.key_lines(entries)
-            lines.append(identity.key_line(identity.OPERATOR_KEY_ID, f"{operator_key}=read+write+admin"))
-        except identity.BadKeys as problem:
-            raise Unusable(f"The API keys cannot be used, and those before stay: {problem}") from problem
-        await self._apply(identity.keys(cluster, lines))
+            host = names.host(self.name, self.namespace, 0)
+            self._known, self.nodes = known, HttpNodes(known.operator_key, self.around.epoch, known.trust, host)
 
     # --- what is kept as it should be -----------------------------------------------------------------------------------
 
@@ -221,6 +198,7 @@ class ClusterReconciler:
             (spec.pod_disruption_budget.enabled, access.disruption_budget(cluster, plan.may_lose(observed))),
             (spec.monitoring.pod_monitor, monitors.pod_monitor(cluster)),
             (spec.monitoring.prometheus_rule, monitors.rules(cluster)),
+            (spec.monitoring.grafana_dashboard, dashboard.config_map(cluster)),
         )
         for is_wanted, body in optional:
             try:
@@ -422,14 +400,6 @@ def event_of(cluster: Any, kind: str, reason: str, sentence: str, now: str, of: 
         "lastTimestamp": now,
         "count": 1,
     }
-
-
-def _entries(secret: Object) -> dict[str, str]:
-    """The entries of a Secret as text. Raises `Unusable` for one that is none."""
-    try:
-        return {name: base64.b64decode(text).decode() for name, text in (secret.get("data") or {}).items()}
-    except ValueError as problem:
-        raise Unusable(f"An entry of Secret {secret['metadata']['name']} is not text.") from problem
 
 
 def _claim_spec(spec: Object) -> Object:

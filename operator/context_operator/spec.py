@@ -44,6 +44,19 @@ class Auth(_Part, frozen=True, rename="camel", kw_only=True):
     api_keys_secret_ref: NameRef | None = None
 
 
+class IssuerRef(_Part, frozen=True, rename="camel", kw_only=True):
+    name: str
+    kind: str = "Issuer"
+    group: str = "cert-manager.io"
+
+
+class Tls(_Part, frozen=True, rename="camel", kw_only=True):
+    mode: str = "Disabled"
+    secret_ref: NameRef | None = None
+    issuer_ref: IssuerRef | None = None
+    hosts: list[str] = []
+
+
 class Defaults(_Part, frozen=True, rename="camel", kw_only=True):
     token_budget: int | None = None
     trigger_ratio: float | None = None
@@ -93,6 +106,7 @@ class Enabled(_Part, frozen=True, rename="camel", kw_only=True):
 class Monitoring(_Part, frozen=True, rename="camel", kw_only=True):
     pod_monitor: bool = False
     prometheus_rule: bool = False
+    grafana_dashboard: bool = False
 
 
 class PodTemplate(_Part, frozen=True, rename="camel", kw_only=True):
@@ -113,6 +127,7 @@ class ClusterSpec(_Part, frozen=True, rename="camel", kw_only=True):
     image_pull_secrets: list[Object] = []
     storage: Storage = Storage()
     auth: Auth = Auth()
+    tls: Tls = Tls()
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     config: dict[str, str] = {}
@@ -131,6 +146,10 @@ class ClusterSpec(_Part, frozen=True, rename="camel", kw_only=True):
     topology_spread_constraints: list[Object] | None = None
     priority_class_name: str | None = None
     pod_template: PodTemplate = PodTemplate()
+
+    @property
+    def is_tls(self) -> bool:
+        return self.tls.mode != "Disabled"
 
     @property
     def factor(self) -> int:

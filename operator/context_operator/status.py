@@ -64,9 +64,11 @@ def status_of(cluster: Cluster, desired: Desired, observed: Observed, made: Pass
 
 def _endpoints(cluster: Cluster) -> Object:
     meta, ref = cluster.metadata, cluster.spec.auth.api_keys_secret_ref
+    scheme = "https" if cluster.spec.is_tls else "http"
     return {
-        "client": f"http://{meta.name}.{meta.namespace}.svc:{names.CLIENT_PORT}",
+        "client": f"{scheme}://{meta.name}.{meta.namespace}.svc:{names.CLIENT_PORT}",
         "apiKeySecret": ref.name if ref is not None else names.api_key(meta.name),
+        **({"caConfigMap": names.authority(meta.name)} if cluster.spec.is_tls else {}),
     }
 
 

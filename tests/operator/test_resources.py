@@ -14,7 +14,7 @@ import yaml
 from context_node.api_keys import KeyRing, Scope, create_key
 from context_node.settings import Settings
 from context_operator.plan import Decision, Desired, Observed, Wait
-from context_operator.resources import access, identity, monitors, names, services, settings, statefulset
+from context_operator.resources import access, identity, monitors, names, services, settings, statefulset, tls
 from context_operator.spec import ClusterSpec, cluster_of, policy_of, seconds_of
 from context_operator.status import QUORUM_RUNBOOK, Pass, status_of
 
@@ -110,6 +110,33 @@ def test_the_restart_hash_follows_what_the_user_changes_and_nothing_else() -> No
     assert len({plain, *changed}) == 5
 
 
+def test_with_tls_nodes_are_asked_by_https_everywhere_and_without_it_nothing_changes() -> None:
+    plain, secure = cluster(), cluster({"tls": {"mode": "SelfSigned"}})
+    assert {name for name in settings.settings(secure) if name not in settings.settings(plain)} == {
+        "tls_cert_file",
+        "tls_key_file",
+        "tls_ca_file",
+    }
+    container = statefulset.pod_template(secure, "i")["spec"]["containers"][0]
+    assert {container[probe]["httpGet"]["scheme"] for probe in ("readinessProbe", "livenessProbe", "startupProbe")} == {"HTTPS"}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert all(path.startswith(mounts["tls"]) for name, path in settings.settings(secure).items() if name.startswith("tls_"))
+    assert monitors.pod_monitor(secure)["spec"]["podMetricsEndpoints"][0]["scheme"] == "https"
+    assert "https" not in json.dumps(statefulset.pod_template(plain, "i")).lower()
+    # What was mounted before TLS existed restarts nothing.
+    assert statefulset.restart_hash(plain, "i") == statefulset.restart_hash(cluster({"tls": {"mode": "Disabled"}}), "i")
+
+
+def test_a_certificate_of_cert_manager_names_every_pod_and_the_service() -> None:
+    body = tls.certificate(
+        cluster({"tls": {"mode": "CertManager", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}, "hosts": ["x.y"]}})
+    )
+    assert set(tls.hosts_needed(cluster())) | {"x.y"} <= set(body["spec"]["dnsNames"])
+    assert body["spec"]["issuerRef"] == {"name": "ca", "kind": "ClusterIssuer", "group": "cert-manager.io"}
+    host = names.host("demo", "apps", 2)
+    assert any(one.startswith("*.") and host.partition(".")[2] == one[2:] for one in tls.hosts_needed(cluster()))
+
+
 def test_every_name_and_selector_holds_the_clusters_name() -> None:
     one, other = cluster(), cluster(name="demo-2")
     for build in (services.peers, services.client, access.network_policy, settings.config_map):
@@ -190,10 +217,13 @@ def test_the_chart_can_be_linted_and_rendered() -> None:
         pytest.skip("helm is not installed; make e2e builds one and installs the chart with it")
     chart = str(ROOT / "helm/contextstore")
     subprocess.run([helm, "lint", "--strict", chart], check=True, capture_output=True)
-    done = subprocess.run([helm, "template", "ctx", chart, "--set", "watchNamespaces={a,b}"], check=True, capture_output=True, text=True)
+    words = [helm, "template", "ctx", chart, "--set", "watchNamespaces={a,b},dashboard.enabled=true"]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
     rendered = [one for one in yaml.safe_load_all(done.stdout) if one]
     assert {one["kind"] for one in rendered} >= {"CustomResourceDefinition", "Deployment", "Role", "RoleBinding", "ServiceAccount"}
     assert not [one for one in rendered if one["kind"].startswith("ClusterRole")]
+    shown = next(one for one in rendered if one["kind"] == "ConfigMap")
+    assert json.loads(shown["data"]["contextstore-overview.json"])["title"] == "Context Store"
 
 
 def test_every_alert_has_its_runbook() -> None:

@@ -3,12 +3,11 @@
 import asyncio
 import os
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar
 
 import pytest
-import uvloop
 
 from context_node.runtime.frames import BadFrame, FrameMac, FrameReader, Kind
 from context_node.runtime.transport import (
@@ -19,6 +18,7 @@ from context_node.runtime.transport import (
     Transport,
     TransportLimits,
 )
+from support.loops import Run
 from support.waiting import until
 
 SECRET = b"sixteen bytes or more"
@@ -27,26 +27,6 @@ HOST = "127.0.0.1"
 FAST = TransportLimits(reconnect_min_s=0.005, reconnect_max_s=0.02)
 QUIET = TransportLimits(reconnect_min_s=0.005, reconnect_max_s=0.02, keepalive_s=60.0, silence_s=300.0)
 """Nothing is on the wire but what the test says."""
-
-Run = Callable[[Callable[[AsyncExitStack], Coroutine[Any, Any, None]]], None]
-
-
-@pytest.fixture(params=["uvloop", "asyncio"])
-def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a test on either loop; whatever it opened is closed, and then no task may be left."""
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-
-    def go(check: Callable[[AsyncExitStack], Coroutine[Any, Any, None]]) -> None:
-        async def bounded() -> None:
-            async with asyncio.timeout(60.0):
-                async with AsyncExitStack() as stack:
-                    await check(stack)
-                await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "no task is left")
-
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(bounded())
-
-    return go
 
 
 class Peer:

@@ -104,6 +104,7 @@ class SimulatedTransport(Transport):
         on_message: Callable[[PeerIdentity, bytes], None],
         on_request: Callable[[PeerIdentity, bytes], Awaitable[bytes]],
         on_peer: Callable[[int, bool], None],
+        tls: None = None,
     ) -> None:
         owner = OWNER.get()
         assert owner is not None

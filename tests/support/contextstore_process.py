@@ -47,7 +47,7 @@ class RunningNode:
     @property
     def url(self) -> str:
         """Where it listens, from its log."""
-        found = [match[0] for line in [*self.errors] if "listening" in line and (match := re.search(r"http://[^\s\"/]+:\d+", line))]
+        found = [match[0] for line in [*self.errors] if "listening" in line and (match := re.search(r"https?://[^\s\"/]+:\d+", line))]
         return found[0] if found else ""
 
     @property

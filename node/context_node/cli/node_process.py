@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -36,13 +36,14 @@ from context_node.runtime.databases import DiskFull, StorageError
 from context_node.runtime.metrics import NodeMetrics
 from context_node.runtime.node import Node
 from context_node.settings import Settings
+from context_node.tls import Credentials, TlsError
 from context_node.tokens import preload
 
 logger = logging.getLogger("contextstore.process")
 
 STOP_TIMEOUT_S = 30.0
 SERVICES_GROUP = "contextstore.services"
-KEYS_POLL_S = 1.0
+FILES_POLL_S = 1.0
 
 
 @dataclass(slots=True)
@@ -84,13 +85,15 @@ async def run(settings: Settings, *, is_dev: bool) -> int:
     """As `run_process`, inside an event loop that this call owns. Raises CannotStart."""
     wishes = Wishes()
     keyring = wiring.key_ring(settings)
-    listen_to_signals(wishes, keyring)
-    node = Node(wiring.node_options(settings), now_ms=now_ms, random_bytes=os.urandom, on_fatal=wishes.failed)
+    credentials = wiring.credentials(settings)
+    files = [Reread("keys", one) if isinstance(one, KeyRing) else Reread("certificate", one) for one in (keyring, credentials) if one]
+    listen_to_signals(wishes, files)
+    node = Node(wiring.node_options(settings, credentials), now_ms=now_ms, random_bytes=os.urandom, on_fatal=wishes.failed)
     edge = edge_of(settings, node, keyring)
     # The edge listens before the node is ready: probes learn that it lives, and everybody else why they must wait.
-    server = await listening(edge, settings)
-    keys_watch = asyncio.create_task(watch_keys(keyring), name="keys")
-    keys_watch.add_done_callback(wishes.task_ended)
+    server = await listening(edge, settings, credentials)
+    files_watch = asyncio.create_task(watch_files(files), name="files")
+    files_watch.add_done_callback(wishes.task_ended)
     services: list[asyncio.Task[None]] = []
     try:
         with refusals_as_sentences(settings):
@@ -103,10 +106,10 @@ async def run(settings: Settings, *, is_dev: bool) -> int:
             await say_ready(settings, node, server, is_dev)
             await wishes.stop.wait()
     finally:
-        for task in (keys_watch, *services):
+        for task in (files_watch, *services):
             task.cancel()
         await stop(settings, node, server, wishes)
-        await asyncio.gather(keys_watch, *services, return_exceptions=True)
+        await asyncio.gather(files_watch, *services, return_exceptions=True)
     return WORK_FAILED if wishes.fatal is not None else 0
 
 
@@ -114,40 +117,59 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def listen_to_signals(wishes: Wishes, keyring: KeyRing | None) -> None:
+def listen_to_signals(wishes: Wishes, files: Iterable["Reread"]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, wishes.signalled, number)
-    loop.add_signal_handler(signal.SIGHUP, reload_keys, keyring)
+    loop.add_signal_handler(signal.SIGHUP, read_again, files)
 
 
-def reload_keys(keyring: KeyRing | None) -> None:
-    """Read the key file again. One that is broken changes nothing: the keys that were good stay."""
-    if keyring is None:
-        return
-    try:
-        keyring.reload()
-    except KeyFileError as error:
-        event(logger, "keys_not_reloaded", logging.ERROR, reason=str(error))
-    else:
-        event(logger, "keys_reloaded", keys=len(keyring))
+@dataclass(slots=True)
+class Reread:
+    """Something that was read from files and is read again when they change. What cannot be used changes nothing: what was good stays."""
 
+    name: str
+    held: KeyRing | Credentials
+    complaint: str = ""
 
-async def watch_keys(keyring: KeyRing | None) -> None:
-    """Take up a changed key file by itself; a file that stays broken is complained about once."""
-    complaint = ""
-    if keyring is None:
-        return
-    while True:
-        await asyncio.sleep(KEYS_POLL_S)
+    def read_again(self) -> None:
+        """Whether they changed or not: somebody asked for it."""
+
+        def read() -> bool:
+            self.held.reload()
+            return True
+
+        self._take(read)
+
+    def look(self) -> None:
+        """If they changed; files that stay broken are complained about once."""
+        self._take(self.held.reload_if_changed)
+
+    def _take(self, read: Callable[[], bool]) -> None:
         try:
-            if keyring.reload_if_changed():
-                event(logger, "keys_reloaded", keys=len(keyring))
-            complaint = ""
-        except KeyFileError as error:
-            if str(error) != complaint:
-                complaint = str(error)
-                event(logger, "keys_not_reloaded", logging.ERROR, reason=complaint)
+            was_read = read()
+        except (KeyFileError, TlsError) as error:
+            if str(error) != self.complaint:
+                self.complaint = str(error)
+                event(logger, f"{self.name}_not_reloaded", logging.ERROR, reason=self.complaint)
+            return
+        self.complaint = ""
+        if was_read:
+            held = {"keys": len(self.held)} if isinstance(self.held, KeyRing) else {}
+            event(logger, f"{self.name}_reloaded", **held)
+
+
+def read_again(files: Iterable[Reread]) -> None:
+    for one in files:
+        one.read_again()
+
+
+async def watch_files(files: Iterable[Reread]) -> None:
+    """Take up changed files without being told."""
+    while files:
+        await asyncio.sleep(FILES_POLL_S)
+        for one in files:
+            one.look()
 
 
 def edge_of(settings: Settings, node: Node, keyring: KeyRing | None) -> Edge:
@@ -178,10 +200,10 @@ def connections_max(settings: Settings) -> int:
     return allowed
 
 
-async def listening(edge: Edge, settings: Settings) -> HttpServer:
+async def listening(edge: Edge, settings: Settings, credentials: Credentials | None) -> HttpServer:
     """Raises CannotStart if the address cannot be had."""
     try:
-        return await serve(edge, settings.host, settings.port)
+        return await serve(edge, settings.host, settings.port, credentials.for_clients if credentials is not None else None)
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
         if error.errno == errno.EADDRINUSE:

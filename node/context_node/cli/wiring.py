@@ -15,11 +15,12 @@ from context_node.runtime.membership import address
 from context_node.runtime.node import NodeOptions
 from context_node.runtime.upkeep import UpkeepLimits
 from context_node.settings import Settings
+from context_node.tls import Credentials, TlsError, TlsFiles
 
 SECRET_BYTES_MIN = 16
 
 
-def cluster_options(settings: Settings) -> ClusterOptions | None:
+def cluster_options(settings: Settings, credentials: Credentials | None = None) -> ClusterOptions | None:
     """What the part that talks to other nodes takes; None for a node alone. Raises CannotStart for a secret that cannot be used."""
     if not settings.is_clustered:
         return None
@@ -42,6 +43,7 @@ def cluster_options(settings: Settings) -> ClusterOptions | None:
         call_timeout_s=settings.request_timeout_s,
         cluster_id=settings.cluster_id or "",
         renews=settings.renew_removed,
+        tls=credentials if settings.tls_ca_file is not None else None,
     )
 
 
@@ -59,10 +61,20 @@ def cluster_secret(settings: Settings) -> bytes:
     return secret
 
 
-def node_options(settings: Settings) -> NodeOptions:
+def credentials(settings: Settings) -> Credentials | None:
+    """The node's certificate; None where it speaks no TLS. Raises CannotStart for files that cannot be used."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    try:
+        return Credentials(TlsFiles(settings.tls_cert_file, settings.tls_key_file, settings.tls_ca_file))
+    except TlsError as error:
+        raise CannotStart(f"{error}.") from error
+
+
+def node_options(settings: Settings, credentials: Credentials | None = None) -> NodeOptions:
     """What the runtime takes. Raises CannotStart."""
     return NodeOptions(
-        cluster=cluster_options(settings),
+        cluster=cluster_options(settings, credentials),
         version=__version__,
         data_dir=str(settings.data_dir),
         name=settings.node_name,

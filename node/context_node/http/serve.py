@@ -8,6 +8,7 @@ it, after an answer keep-alive does, which half a head does not prolong.
 
 import asyncio
 import logging
+import ssl
 from itertools import takewhile
 from typing import Any, cast
 
@@ -140,14 +141,16 @@ class HttpServer:
         self.port = 0
         self._runner: web.ServerRunner | None = None
         self._listener: Listener | None = None
+        self._scheme = "http"
 
     @property
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{self._scheme}://{host}:{self.port}"
 
-    async def start(self, host: str, port: int) -> None:
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Listen; port 0 takes a free one. Raises OSError if the address cannot be had."""
+        self._scheme = "http" if tls is None else "https"
         options = {
             "access_log": None,
             "keepalive_timeout": KEEPALIVE_S,
@@ -159,7 +162,7 @@ class HttpServer:
         runner = web.ServerRunner(listener, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+            await web.TCPSite(runner, host, port, backlog=BACKLOG, ssl_context=tls).start()
         except BaseException:
             listener.stop_sweeping()
             await runner.cleanup()
@@ -184,10 +187,10 @@ class HttpServer:
         event(logger, "stopped_listening")
 
 
-async def serve(edge: Edge, host: str, port: int) -> HttpServer:
+async def serve(edge: Edge, host: str, port: int, tls: ssl.SSLContext | None = None) -> HttpServer:
     """Start serving; the caller stops the server."""
     server = HttpServer(edge)
-    await server.start(host, port)
+    await server.start(host, port, tls)
     return server
 
 

@@ -25,6 +25,7 @@ from context_node.runtime.quiescence import Rest, Watch
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import node_of
 from context_node.runtime.transport import PeerIdentity, PeerLost, PeerRefused, PeerUnavailable, Transport
+from context_node.tls import Credentials
 
 if TYPE_CHECKING:
     from context_node.runtime.node import Node
@@ -45,7 +46,8 @@ class ClusterOptions:
     An election starts after `election_ticks` to twice as many ticks of `tick_s` without a leader. A group that is idle for `idle_ticks`
     goes to rest; 0: none does. A node whose COMMITs take longer than `slow_disk_s` (0: never) hands over what it leads. `cluster_id`: the
     only cluster that the node may belong to or begin; empty: any. `renews`: a store that was removed from the cluster is emptied, and the
-    node joins again as a new one."""
+    node joins again as a new one. With `tls` nodes prove themselves by
+    certificate too, beside the secret."""
 
     host: str
     port: int
@@ -64,6 +66,7 @@ class ClusterOptions:
     leader_wait_s: float = 3.0
     cluster_id: str = ""
     renews: bool = False
+    tls: Credentials | None = None
 
 
 class Led(msgspec.Struct, frozen=True, array_like=True):
@@ -145,6 +148,7 @@ class Cluster:
             on_message=self._on_message,
             on_request=self._on_request,
             on_peer=self._on_peer,
+            tls=self.options.tls,
         )
         host, port = self.options.host, self.options.port
         try:

@@ -8,6 +8,7 @@ without a bound; every task and socket belongs to the `Transport` and is gone wh
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from context_node.runtime.connection import Connection
 from context_node.runtime.frames import Kind, PeerLost, PeerRefused, PeerUnavailable, TransportCounters, TransportLimits
 from context_node.runtime.handshake import NONCE_BYTES, Handshake, PeerIdentity, root_key
+from context_node.tls import Credentials
 
 __all__ = ["PeerIdentity", "PeerLost", "PeerRefused", "PeerUnavailable", "Transport", "TransportCounters", "TransportLimits"]
 
@@ -40,7 +42,8 @@ class Transport:
     `on_message(peer, payload)` gets one-way messages; if it raises, the loop's exception handler is told and the connection closed.
     `await on_request(peer, payload)` gives the reply; what it raises becomes `PeerRefused` at the asker. It runs on if the asker goes away,
     as its effects may be wanted, and is cancelled by `close`. `on_peer(node, connected)` tells of outgoing connections, until `close`.
-    `identity` may be set anew; handshakes from then on use it. Raises ValueError for a secret below 16 bytes.
+    `identity` may be set anew; handshakes from then on use it. With `tls` every connection is TLS, both ends with a certificate; the
+    handshake by secret comes all the same. Raises ValueError for a secret below 16 bytes.
     """
 
     def __init__(
@@ -53,8 +56,10 @@ class Transport:
         on_message: Callable[[PeerIdentity, bytes], None],
         on_request: Callable[[PeerIdentity, bytes], Awaitable[bytes]],
         on_peer: Callable[[int, bool], None],
+        tls: Credentials | None = None,
     ) -> None:
         self.identity = identity
+        self._tls = tls
         self.limits = limits
         self.counters = TransportCounters()
         self._root = root_key(secret)
@@ -72,7 +77,8 @@ class Transport:
 
     async def listen(self, host: str, port: int) -> int:
         """Take connections. Port 0 takes a free one, of the host's first address. Returns the port; raises OSError."""
-        self._server = await asyncio.get_running_loop().create_server(lambda: self._new_connection(None), host, port)
+        tls = self._tls_options(self._tls.for_peers if self._tls is not None else None)
+        self._server = await asyncio.get_running_loop().create_server(lambda: self._new_connection(None), host, port, **tls)
         return int(self._server.sockets[0].getsockname()[1])
 
     def connect(self, node: int, host: str, port: int, store: str) -> None:
@@ -175,7 +181,8 @@ class Transport:
         connection = self._new_connection(store)
         try:
             async with asyncio.timeout(self.limits.handshake_timeout_s):
-                await asyncio.get_running_loop().create_connection(lambda: connection, host, port)
+                tls = self._tls_options(self._tls.to_peers if self._tls is not None else None)
+                await asyncio.get_running_loop().create_connection(lambda: connection, host, port, **tls)
         except (OSError, ValueError, OverflowError) as error:
             # The latter two: a name or port that no address can have.
             connection.forsake("not reached")
@@ -191,6 +198,9 @@ class Transport:
         if connection.is_closed:
             raise PeerUnavailable(f"{host}:{port}: {connection.why}")
         return connection
+
+    def _tls_options(self, context: ssl.SSLContext | None) -> dict[str, Any]:
+        return {} if context is None else {"ssl": context, "ssl_handshake_timeout": self.limits.handshake_timeout_s}
 
     def _tell(self, node: int, is_connected: bool) -> None:
         if self._is_closing:

@@ -9,13 +9,18 @@ RUNBOOKS = "docs/runbooks.md"
 def pod_monitor(cluster: Cluster) -> Object:
     """PodMonitor NAME."""
     name = cluster.metadata.name
+    trusts = {
+        "ca": {"configMap": {"name": names.authority(name), "key": "ca.crt"}},
+        "serverName": f"{name}.{cluster.metadata.namespace}.svc",
+    }
+    tls: Object = {"scheme": "https", "tlsConfig": trusts}
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
         "metadata": names.metadata(cluster, name),
         "spec": {
             "selector": {"matchLabels": names.selector(name)},
-            "podMetricsEndpoints": [{"port": "http", "path": "/metrics", "interval": "15s"}],
+            "podMetricsEndpoints": [{"port": "http", "path": "/metrics", "interval": "15s", **(tls if cluster.spec.is_tls else {})}],
             "podTargetLabels": ["app.kubernetes.io/instance"],
         },
     }

@@ -12,6 +12,9 @@ DATA_VOLUME = "data"
 DATA_DIR = "/var/lib/contextstore"
 KEYS_DIR = "/etc/contextstore/keys"
 KEYS_FILE = "keys.jsonl"
+TLS_DIR = "/etc/contextstore/tls"
+SINCE = f"{GROUP}/since"
+"""Annotation of the nodes' certificate: when it became what it is."""
 RESTART_HASH = f"{GROUP}/restart-hash"
 """Annotation of a pod: the hash of what it was started with. Pods are restarted when it differs from the wanted one, and never else."""
 REPLACE = f"{GROUP}/replace"
@@ -48,6 +51,31 @@ def api_key(cluster: str) -> str:
 def keys(cluster: str) -> str:
     """The Secret that the pods mount: hashes of all keys."""
     return f"{cluster}-keys"
+
+
+def tls(cluster: str) -> str:
+    """The Secret with the certificate that the pods mount. Not NAME-tls, which people call their own."""
+    return f"{cluster}-node-tls"
+
+
+def authority(cluster: str) -> str:
+    """The ConfigMap with the certificates of the authorities that clients should trust."""
+    return f"{cluster}-ca"
+
+
+def authority_key(cluster: str) -> str:
+    """The Secret with the cluster's own authority."""
+    return f"{cluster}-ca-key"
+
+
+def issued(cluster: str) -> str:
+    """The Secret that cert-manager writes a certificate to."""
+    return f"{cluster}-cert-manager"
+
+
+def dashboard(cluster: str) -> str:
+    """The ConfigMap with Grafana's dashboard."""
+    return f"{cluster}-dashboard"
 
 
 def policies(cluster: str) -> str:

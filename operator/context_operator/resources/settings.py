@@ -18,6 +18,11 @@ def config_map(cluster: Cluster) -> Object:
     }
 
 
+def tls_files() -> dict[str, str]:
+    """The settings that switch TLS on."""
+    return {f"tls_{name}_file": f"{names.TLS_DIR}/{file}" for name, file in (("cert", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt"))}
+
+
 def settings(cluster: Cluster) -> dict[str, str]:
     """By name as docs/settings.md has them. The user's own come first: what the operator sets wins."""
     meta, spec = cluster.metadata, cluster.spec
@@ -44,6 +49,7 @@ def settings(cluster: Cluster) -> dict[str, str]:
         "rebalance": "manual",
         "renew_removed": "true",
         "api_keys_file": f"{names.KEYS_DIR}/{names.KEYS_FILE}",
+        **(tls_files() if spec.is_tls else {}),
         "log_format": "json",
         "drain_s": "5",
     }

@@ -84,6 +84,7 @@ def pod_template(cluster: Cluster, image: str) -> Object:
         "volumes": [
             {"name": "keys", "secret": {"secretName": names.keys(meta.name), "defaultMode": 0o440}},
             {"name": "tmp", "emptyDir": {}},
+            *([{"name": "tls", "secret": {"secretName": names.tls(meta.name), "defaultMode": 0o440}}] if spec.is_tls else []),
         ],
         "topologySpreadConstraints": spec.topology_spread_constraints or spread(meta.name, "topology.kubernetes.io/zone"),
         "affinity": spec.affinity or apart(meta.name),
@@ -123,8 +124,10 @@ def container(cluster: Cluster, image: str) -> Object:
             "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['topology.kubernetes.io/zone']"}},
         },
     ]
-    ready = {"httpGet": {"path": "/health/ready", "port": "http"}}
-    live = {"httpGet": {"path": "/health/live", "port": "http"}}
+    # kubelet asks by address and checks no certificate.
+    scheme = {"scheme": "HTTPS"} if spec.is_tls else {}
+    ready = {"httpGet": {"path": "/health/ready", "port": "http", **scheme}}
+    live = {"httpGet": {"path": "/health/live", "port": "http", **scheme}}
     return {
         "name": names.CONTAINER,
         "image": image,
@@ -150,6 +153,7 @@ def container(cluster: Cluster, image: str) -> Object:
             {"name": names.DATA_VOLUME, "mountPath": names.DATA_DIR},
             {"name": "keys", "mountPath": names.KEYS_DIR, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
+            *([{"name": "tls", "mountPath": names.TLS_DIR, "readOnly": True}] if spec.is_tls else []),
         ],
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
