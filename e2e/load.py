@@ -1,8 +1,8 @@
-"""Runs in a pod: an app that talks to the cluster through its Service, and remembers what was acknowledged.
+"""Runs in a pod: an app that talks to the cluster through its Service, and writes down what it asked and what it was told.
 
-Each task writes one context's messages, one after the other, each with an id and ordinary retries, and now and then reads how many
-there are. It runs until /tmp/stop exists and it has
-written enough to tell something; then every history is read back from the cluster and compared. One line of JSON tells the result.
+Each context has two writers and a reader, so that its order is contested. An append is tried with the same id until it is answered, as
+clients with ordinary retries do, and counts as one operation from its first try on. It runs until /tmp/stop exists and it has written
+enough to tell something; then every history is read back. /tmp/history holds one JSON array for each operation.
 """
 
 import asyncio
@@ -12,87 +12,113 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import aiohttp
 
-URL, KEY = os.environ["URL"].rstrip("/") + "/v1", os.environ["KEY"]
-CONTEXTS, PAUSE_S, MESSAGES_MIN = 8, 0.02, 200
-RUN = os.environ["RUN"]
+URL, KEY, RUN = os.environ["URL"].rstrip("/") + "/v1", os.environ["KEY"], os.environ["RUN"]
+CONTEXTS, WRITERS, MESSAGES_MIN = 4, 2, 200
+WRITER_PAUSE_S, READER_PAUSE_S, PATIENCE_S = 0.02, 0.1, 150.0
 
 
-async def ask(session: aiohttp.ClientSession, method: str, path: str, until: float, **arguments: object) -> dict:
-    """Ask until there is an answer, as a client with ordinary retries does."""
-    while True:
+class App:
+    def __init__(self, session: aiohttp.ClientSession, file: TextIO) -> None:
+        self._session, self._file = session, file
+        self.acknowledged = 0
+
+    def write(self, *values: object) -> None:
+        self._file.write(json.dumps(values) + "\n")
+
+    def is_over(self) -> bool:
+        return self.acknowledged >= MESSAGES_MIN and Path("/tmp/stop").exists()
+
+    async def ask(self, method: str, path: str, **arguments: object) -> dict:
+        """Ask until there is an answer. Raises TimeoutError."""
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                async with self._session.request(method, URL + path, **arguments) as answer:
+                    if answer.status < 500 and answer.status != 429:
+                        return {**(await answer.json()), "http": answer.status}
+                    last = f"{answer.status} {await answer.text()}"
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                last = repr(error)
+            if time.monotonic() > until:
+                raise TimeoutError(f"{method} {path}: {last}")
+            await asyncio.sleep(0.05)
+
+    async def append(self, context: str, writer: str, number: int) -> bool:
+        message_id = f"{writer}-{number}"
+        message = {"id": message_id, "role": "user", "parts": [{"type": "text", "text": message_id}]}
+        called = time.monotonic_ns()
         try:
-            async with session.request(method, URL + path, **arguments) as answer:
-                if answer.status < 500 and answer.status != 429:
-                    return {"status": answer.status, **(await answer.json())}
-                last = f"{answer.status} {await answer.text()}"
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            last = repr(error)
-        if time.monotonic() > until:
-            raise TimeoutError(f"{method} {path}: {last}")
-        await asyncio.sleep(0.05)
+            answer = await self.ask("POST", f"/contexts/{context}/messages?create=true", json={"message": message})
+        except TimeoutError as error:
+            self.write("append", writer, context, message_id, called, None, None)
+            self.write("wrong", str(error))
+            return False
+        if answer["http"] not in (200, 201):
+            self.write("wrong", f"append of {message_id}: {answer}")
+            return False
+        self.write("append", writer, context, message_id, called, time.monotonic_ns(), answer["seq"])
+        self.acknowledged += 1
+        return True
+
+    async def writing(self, context: str, writer: str) -> None:
+        number = 1
+        while not self.is_over() and await self.append(context, writer, number):
+            number += 1
+            await asyncio.sleep(WRITER_PAUSE_S)
+
+    async def reading(self, context: str, reader: str, is_over: Callable[[], bool]) -> None:
+        while not is_over():
+            await asyncio.sleep(READER_PAUSE_S)
+            called = time.monotonic_ns()
+            try:
+                view = await self.ask("GET", f"/contexts/{context}")
+            except TimeoutError as error:
+                self.write("wrong", str(error))
+                return
+            if view["http"] not in (200, 404):
+                self.write("wrong", f"read of {context}: {view}")
+                return
+            self.write("read", reader, context, called, time.monotonic_ns(), view.get("last_seq", 0))
+
+    async def read_back(self, context: str) -> None:
+        seen: list[list[object]] = []
+        while True:
+            page = await self.ask("GET", f"/contexts/{context}/messages?from_seq={len(seen) + 1}&limit=1000")
+            if not page["messages"]:
+                break
+            for one in page["messages"]:
+                if one["parts"][0]["text"] != one["id"]:
+                    self.write("wrong", f"{context}: message {one['id']} holds {one['parts']}")
+                seen.append([one["seq"], one["id"]])
+        self.write("history", context, seen)
+
+    async def run(self) -> None:
+        contexts = [f"{RUN}-{number}" for number in range(CONTEXTS)]
+        writers = [(context, f"{context}-w{number}") for context in contexts for number in range(WRITERS)]
+        readers = [(context, f"{context}-r") for context in contexts]
+        tasks = [self.writing(*one) for one in writers] + [self.reading(*one, self.is_over) for one in readers]
+        await asyncio.gather(*tasks)
+        for context in contexts:
+            try:
+                await self.read_back(context)
+            except TimeoutError as error:
+                self.write("wrong", str(error))
 
 
-async def talk(session: aiohttp.ClientSession, name: str, told: dict, is_over: Callable[[], bool]) -> None:
-    number = 0
-    while not is_over():
-        number += 1
-        began = time.monotonic()
-        message = {"id": f"{name}-{number}", "role": "user", "parts": [{"type": "text", "text": f"{name} {number}"}]}
-        answer = await ask(session, "POST", f"/contexts/{name}/messages?create=true", began + 120, json={"message": message})
-        if answer["status"] != 201:
-            told["wrong"].append(f"append: {answer}")
-            return
-        told["slowest_s"] = max(told["slowest_s"], round(time.monotonic() - began, 2))
-        told["acknowledged"] += 1
-        if answer["seq"] != number:
-            told["wrong"].append(f"{name}: message {number} got seq {answer['seq']}")
-            return
-        if number % 10 == 0:
-            view = await ask(session, "GET", f"/contexts/{name}", time.monotonic() + 120)
-            if view.get("last_seq") != number:
-                told["wrong"].append(f"{name}: after {number} a read saw {view.get('last_seq')}")
-        await asyncio.sleep(PAUSE_S)
-
-
-async def read_back(session: aiohttp.ClientSession, name: str, count: int, told: dict) -> None:
-    seen = []
-    while len(seen) < count + 1:
-        path = f"/contexts/{name}/messages?from_seq={len(seen) + 1}&limit=1000"
-        page = (await ask(session, "GET", path, time.monotonic() + 120))["messages"]
-        if not page:
-            break
-        seen += [(one["seq"], one["parts"][0]["text"]) for one in page]
-    if seen != [(number, f"{name} {number}") for number in range(1, count + 1)]:
-        told["wrong"].append(f"{name}: {count} were acknowledged, the history holds {len(seen)}")
-
-
-async def main() -> int:
-    told = {"acknowledged": 0, "slowest_s": 0.0, "wrong": []}
-    stop = Path("/tmp/stop")
-
-    def is_over() -> bool:
-        return told["acknowledged"] >= MESSAGES_MIN and stop.exists()
-
-    names = [f"{RUN}-{number}" for number in range(CONTEXTS)]
+async def main() -> None:
     timeout = aiohttp.ClientTimeout(total=5)
     # A connection for each request: the Service then chooses a node each time, as many small clients would have it.
     connector = aiohttp.TCPConnector(force_close=True, limit=0)
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}, timeout=timeout, connector=connector) as session:
-        try:
-            await asyncio.gather(*(talk(session, name, told, is_over) for name in names))
-            for name in names:
-                view = await ask(session, "GET", f"/contexts/{name}", time.monotonic() + 120)
-                await read_back(session, name, view["last_seq"], told)
-                told["counted"] = told.get("counted", 0) + view["last_seq"]
-        except TimeoutError as error:
-            told["wrong"].append(str(error))
-    if not told["wrong"] and told["counted"] != told["acknowledged"]:
-        told["wrong"].append(f"{told['acknowledged']} were acknowledged, {told['counted']} are there")
-    print("RESULT " + json.dumps(told), flush=True)
-    return 0
+    with Path("/tmp/history").open("w", encoding="utf-8") as file:  # noqa: ASYNC230 - nothing else runs yet
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}, timeout=timeout, connector=connector) as session:
+            await App(session, file).run()
+    print("HISTORY IS COMPLETE", flush=True)
+    # Until it is fetched and the pod deleted.
+    await asyncio.sleep(600)
 
 
 sys.exit(asyncio.run(main()))

@@ -1,49 +1,111 @@
 """What goes wrong, under load: nothing acknowledged is lost, and the cluster is whole again when the fault is over."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import pytest
 
-from conftest import Cluster
 from faults import Faults
-from kubernetes_cli import condition, kubectl, until
+from kubernetes_cli import Failed, condition, kubectl, until
+from store_cluster import Cluster
 
 
-def nodes_of(cluster: Cluster) -> dict[str, str]:
-    """By pod the machine that it runs on."""
-    path = "jsonpath={range .items[*]}{.metadata.name}={.spec.nodeName} {end}"
-    text = kubectl("-n", cluster.namespace, "get", "pods", "-l", f"app.kubernetes.io/instance={cluster.name}", "-o", path)
-    return dict(one.split("=") for one in text.split())
+def drain(cluster: Cluster, machine: str, timeout: str = "180s") -> None:
+    """kubectl drain of this cluster's pods."""
+    selector = f"--pod-selector=app.kubernetes.io/instance={cluster.name}"
+    kubectl("drain", machine, "--ignore-daemonsets", "--delete-emptydir-data", selector, f"--timeout={timeout}", timeout_s=200)
 
 
-def app_node(cluster: Cluster, name: str) -> str:
-    return kubectl("-n", cluster.namespace, "get", "pod", name, "-o", "jsonpath={.spec.nodeName}")
+@contextmanager
+def cordoned(*machines: str) -> Iterator[None]:
+    """Nothing new is scheduled there."""
+    try:
+        for machine in machines:
+            kubectl("cordon", machine)
+        yield
+    finally:
+        for machine in machines:
+            kubectl("uncordon", machine)
+
+
+def needs_class(name: str) -> None:
+    if name not in kubectl("get", "storageclass", "-o", "name"):
+        pytest.skip(f"the cluster has no storage class {name!r}; the local Kubernetes has")
 
 
 def test_two_pods_at_once(cluster: Cluster) -> None:
     """The majority is gone for a moment: writes wait, and go on when it is back."""
     cluster.start_app("two")
     before = cluster.pods()
-    victims = [f"{cluster.name}-0", f"{cluster.name}-1"]
+    victims = [cluster.pod(0), cluster.pod(1)]
     kubectl("-n", cluster.namespace, "delete", "pod", *victims, "--grace-period=0", "--force")
     until("both pods are others", lambda: all(cluster.pods().get(name) not in (None, before[name]) for name in victims))
     cluster.wait_ready(3)
-    assert cluster.pods()[f"{cluster.name}-2"] == before[f"{cluster.name}-2"]
+    assert cluster.pods()[cluster.pod(2)] == before[cluster.pod(2)]
     cluster.stop_app("two")
 
 
+def test_a_lost_majority_is_shown_and_never_forced(cluster: Cluster) -> None:
+    """Two pods cannot come back: writes are refused, local reads go on, the status names the runbook; then all is well by itself."""
+    cluster.ask("POST", "/contexts/lost/messages?create=true", {"message": {"role": "user", "content": "before", "id": "1"}})
+    cluster.start_app("lost")
+    machines = kubectl("get", "nodes", "-o", "jsonpath={.items[*].metadata.name}").split()
+    with cordoned(*machines):
+        kubectl("-n", cluster.namespace, "delete", "pod", cluster.pod(0), cluster.pod(1), "--grace-period=0", "--force")
+
+        def is_told() -> bool:
+            told = condition(cluster.get(), "Available")
+            return told.get("status") == "False" and told["reason"] == "QuorumLost" and "docs/runbooks.md#" in told["message"]
+
+        until("the status tells of the lost majority and names the runbook", is_told)
+        status, answer = cluster.ask("POST", "/contexts/lost/messages", {"message": {"role": "user", "content": "during", "id": "2"}}, 2)
+        assert status == 503, answer
+        status, answer = cluster.ask("GET", "/contexts/lost/messages?consistency=local", None, 2)
+        assert (status, len(answer["messages"])) == (200, 1)
+    cluster.wait_ready(3)
+    status, _ = cluster.ask("POST", "/contexts/lost/messages", {"message": {"role": "user", "content": "after", "id": "3"}}, 2)
+    assert status == 201
+    history = [one["id"] for one in cluster.ask("GET", "/contexts/lost/messages")[1]["messages"]]
+    # What was refused may have been kept ("outcome unknown"), never twice.
+    assert history in (["1", "3"], ["1", "2", "3"])
+    cluster.stop_app("lost")
+
+
 def test_each_machine_is_drained_in_turn(cluster: Cluster) -> None:
-    """kubectl drain, which asks the disruption budget."""
+    """kubectl drain, which asks the disruption budget; volumes follow their pods."""
     cluster.start_app("drain")
-    for machine in sorted(set(nodes_of(cluster).values())):
-        try:
-            kubectl(
-                "drain", machine, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=180s",
-                "--pod-selector=app.kubernetes.io/name=contextstore", timeout_s=200,
-            )  # fmt: skip
-            until("its pods run elsewhere", lambda machine=machine: machine not in nodes_of(cluster).values())
-            cluster.wait_ready(3)
-        finally:
-            kubectl("uncordon", machine)
+    with cluster.one_away_at_most():
+        for machine in sorted(set(cluster.machines().values())):
+            try:
+                drain(cluster, machine)
+                until("its pods run elsewhere", lambda machine=machine: machine not in cluster.machines().values())
+                cluster.wait_ready(3)
+            finally:
+                kubectl("uncordon", machine)
     cluster.stop_app("drain")
+
+
+def test_machines_are_drained_whose_volumes_stay_in_their_zone(another: Callable[..., Cluster]) -> None:
+    """A pod waits until its zone has a machine again. Meanwhile the budget lets nobody take a second one."""
+    needs_class("zonal")
+    cluster = another("zonal", storage={"storageClassName": "zonal"})
+    cluster.wait_ready(3)
+    machines = cluster.machines()
+    assert len(set(machines.values())) == 3, "one pod in each zone"
+    assert len({one["zone"] for one in cluster.get()["status"]["members"]} - {""}) == 3
+    cluster.start_app("zones")
+    with cluster.one_away_at_most():
+        for name, machine in machines.items():
+            other = next(one for one in machines.values() if one != machine)
+            with cordoned(machine, other):
+                drain(cluster, machine)
+                cluster.wait_condition("Degraded", "True")
+                with pytest.raises(Failed, match="disruption budget"):
+                    drain(cluster, other, "5s")
+                assert cluster.machines()[next(pod for pod, at in machines.items() if at == other)] == other
+            cluster.wait_ready(3)
+            assert cluster.machines()[name] == machine, "its volume is there"
+    cluster.stop_app("zones")
 
 
 def test_the_api_server_is_away_for_two_minutes(cluster: Cluster, faults: Faults) -> None:
@@ -58,15 +120,39 @@ def test_the_api_server_is_away_for_two_minutes(cluster: Cluster, faults: Faults
 @pytest.mark.parametrize("kind", ["power", "network"])
 def test_a_machine_is_lost_and_comes_back(cluster: Cluster, faults: Faults, kind: str) -> None:
     cluster.start_app(f"lost-{kind}")
-    spared = app_node(cluster, f"lost-{kind}")
-    machine = next(node for node in nodes_of(cluster).values() if node != spared)
+    spared = cluster.app_machine(f"lost-{kind}")
+    machine = next(node for node in cluster.machines().values() if node != spared)
     (faults.cut_power if kind == "power" else faults.cut_network)(machine)
     try:
-        until("the status says so", lambda: condition(cluster.get(), "Degraded").get("status") == "True")
+        cluster.wait_condition("Degraded", "True")
     finally:
         (faults.boot if kind == "power" else faults.heal_network)(machine)
     cluster.wait_ready(3)
     cluster.stop_app(f"lost-{kind}")
+
+
+def test_a_machine_dies_for_good_with_its_volume(another: Callable[..., Cluster], faults: Faults) -> None:
+    """Its disk was its own: the machine is deleted, the volume given up by an annotation, and the pod begins anew on another one."""
+    needs_class("node-local")
+    cluster = another("local", storage={"storageClassName": "node-local"})
+    cluster.wait_ready(3)
+    cluster.start_app("dead")
+    spared = cluster.app_machine("dead")
+    name, machine = next((pod, node) for pod, node in cluster.machines().items() if node != spared)
+    number = next(one["number"] for one in cluster.get()["status"]["members"] if one["name"] == name)
+    faults.cut_power(machine)
+    try:
+        cluster.wait_condition("Degraded", "True")
+        kubectl("delete", "node", machine)
+        until("Kubernetes has let go of its pod", lambda: cluster.machines().get(name) != machine)
+        cluster.annotate(f"replace={name.rpartition('-')[2]}")
+        cluster.wait_ready(3)
+        assert cluster.machines()[name] != machine
+        assert all(one["number"] != number for one in cluster.get()["status"]["members"])
+    finally:
+        faults.boot(machine)
+        until("the machine is back", lambda: "Ready" in kubectl("get", "node", machine, "--no-headers").split())
+    cluster.stop_app("dead")
 
 
 def test_the_operator_dies_after_every_step(cluster: Cluster, operator: str) -> None:
@@ -74,20 +160,20 @@ def test_the_operator_dies_after_every_step(cluster: Cluster, operator: str) -> 
     kubectl("-n", operator, "set", "env", "deploy/ctx-operator", "CONTEXTSTORE_OPERATOR_CRASHES=/tmp")
     kubectl("-n", operator, "rollout", "status", "deploy/ctx-operator", "--timeout=60s")
     cluster.start_app("crash")
-    kubectl("-n", cluster.namespace, "scale", f"ctxc/{cluster.name}", "--replicas=4")
+    cluster.scale(4)
     cluster.wait_ready(4)
-    kubectl("-n", cluster.namespace, "scale", f"ctxc/{cluster.name}", "--replicas=3")
+    cluster.scale(3)
     cluster.wait_ready(3)
-    kubectl("-n", cluster.namespace, "annotate", f"ctxc/{cluster.name}", "contextstore.dev/restartedAt=now", "--overwrite")
     before = set(cluster.pods().values())
+    cluster.annotate("restartedAt=now")
     until("every pod is another one", lambda: not before & set(cluster.pods().values()))
     cluster.wait_ready(3)
-    kubectl("-n", cluster.namespace, "annotate", f"ctxc/{cluster.name}", "contextstore.dev/replace=1", "--overwrite")
-    number = next(one["number"] for one in cluster.get()["status"]["members"] if one["name"] == f"{cluster.name}-1")
+    number = next(one["number"] for one in cluster.get()["status"]["members"] if one["name"] == cluster.pod(1))
+    cluster.annotate("replace=1")
     until("the old member is gone", lambda: all(one["number"] != number for one in cluster.get()["status"]["members"]))
     cluster.wait_ready(3)
     log = kubectl("-n", operator, "logs", "deploy/ctx-operator")
-    for step in ("SetReplicas", "MarkNodes", "Move", "RemoveNodes", "DeletePod", "GiveUpVolume"):
+    for step in ("SetReplicas", "MarkNodes", "Move", "RemoveNodes", "DeletePod", "GiveUpVolume", "HandOver"):
         assert f"begins anew at {step}" in log
     cluster.stop_app("crash")
     kubectl("-n", operator, "set", "env", "deploy/ctx-operator", "CONTEXTSTORE_OPERATOR_CRASHES-")

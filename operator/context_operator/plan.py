@@ -12,7 +12,7 @@ Invariants:
 - The same input gives the same decision, so an operator that stops at any moment goes on where it was.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from context_operator.view import ClusterView, NodeView, ShardView
@@ -310,7 +310,10 @@ class _Planner:
             )
         if empty := tuple(node.number for node in gone if not self._held.get(node.number)):
             return Decision(
-                RemoveNodes(empty), "Replace", self._names(empty), f"{self._names(empty)} holds nothing any more and is taken out."
+                RemoveNodes(empty),
+                "Replace",
+                self._names(empty),
+                f"{self._names(empty)} {_verb(empty, 'holds', 'hold')} nothing any more and {_verb(empty, 'is', 'are')} taken out.",
             )
         return None
 
@@ -330,29 +333,35 @@ class _Planner:
         back = tuple(node.number for ordinal, node in self._current.items() if ordinal < self._desired.replicas and node.draining)
         if not back:
             return None
-        return Decision(MarkNodes(back, False), "ScaleUp", self._names(back), f"{self._names(back)} takes replicas again.")
+        return Decision(
+            MarkNodes(back, False), "ScaleUp", self._names(back), f"{self._names(back)} {_verb(back, 'takes', 'take')} replicas again."
+        )
 
     def _shrink(self) -> Decision | None:
         if self._desired.replicas >= self._size:
             return None
         leaving = {ordinal: node for ordinal, node in self._current.items() if ordinal >= self._desired.replicas}
-        target = _pods(range(self._desired.replicas, self._size))
+        places = range(self._desired.replicas, self._size)
+        target, subject = _pods(places), _pods(places).capitalize()
         begun = [node for node in leaving.values() if node.draining]
         if len(begun) < len(leaving):
             if self._desired.mode == "Disabled":
-                sentence = f"{target} cannot leave while rebalance.mode is Disabled: nothing may be moved."
+                sentence = f"{subject} cannot leave while rebalance.mode is Disabled: nothing may be moved."
                 return Decision(Wait(), "ScaleDown", target, sentence, ("RebalanceDisabled", sentence))
             if not begun and not is_complete(self._observed):
-                sentence = f"{target} cannot leave yet: {self._lacks()}"
+                sentence = f"{subject} cannot leave yet: {self._lacks()}"
                 return Decision(Wait(), "ScaleDown", target, sentence, ("UnderReplicated", sentence))
             numbers = tuple(sorted(node.number for node in leaving.values() if not node.draining))
-            return Decision(MarkNodes(numbers, True), "ScaleDown", target, f"{target} is to be emptied.")
+            return Decision(MarkNodes(numbers, True), "ScaleDown", target, f"{subject} {_verb(places, 'is', 'are')} to be emptied.")
         held = sum(self._held.get(node.number, 0) for node in leaving.values())
         if held:
-            return Decision(Move(balances=False), "ScaleDown", target, f"{held} replicas are still to leave {target}.")
+            left = f"{held} {'replica is' if held == 1 else 'replicas are'} still to leave {target}."
+            return Decision(Move(balances=False), "ScaleDown", target, left)
+        empty = f"{subject} {_verb(places, 'holds', 'hold')} nothing any more"
         if not self._shards_are_whole():
-            return Decision(Wait(), "ScaleDown", target, f"{target} holds nothing any more; waiting until every shard is complete.")
-        return Decision(SetReplicas(self._desired.replicas), "ScaleDown", target, f"{target} holds nothing any more and is taken away.")
+            return Decision(Wait(), "ScaleDown", target, f"{empty}; waiting until every shard is complete.")
+        sentence = f"{empty} and {_verb(places, 'is', 'are')} taken away."
+        return Decision(SetReplicas(self._desired.replicas), "ScaleDown", target, sentence)
 
     # Replicas that have to move whatever else is wished
 
@@ -371,7 +380,7 @@ class _Planner:
             if shard.is_joint or (not shard.is_system and any(not o.is_voter for o in shard.replicas))
         ]
         if few or unfinished:
-            return Decision(Move(balances=False), "Rebalance", sentence=f"{_shards(few or unfinished)} get their replicas.")
+            return Decision(Move(balances=False), "Rebalance", sentence=f"Replicas come to {_shards(few or unfinished)}.")
         return None
 
     def _wanted(self) -> int:
@@ -390,7 +399,8 @@ class _Planner:
             return None
         left = _pods(sorted(pod.ordinal for pod in outdated))
         if not self._desired.rolls:
-            return Decision(Wait(), sentence=f"{left} is not as wanted and waits for you to delete it (updateStrategy OnDelete).")
+            waits = _verb(outdated, "is not as wanted and waits", "are not as wanted and wait")
+            return Decision(Wait(), sentence=f"{left.capitalize()} {waits} to be deleted by you (updateStrategy OnDelete).")
         if missing or away:
             waiting = _pods([*missing, *(pod.ordinal for pod in away)])
             trouble = next((pod.trouble for pod in away if pod.trouble), "")
@@ -452,10 +462,10 @@ class _Planner:
         if view.shards_leaderless:
             return f"{view.shards_leaderless} of {view.shards_total} shards have no leader."
         if away := [node.name for node in view.nodes if not node.is_alive and node.number in self._observed.ordinals]:
-            return f"{', '.join(away)} does not answer."
+            return f"{', '.join(away)} {_verb(away, 'does', 'do')} not answer."
         absent = [ordinal for ordinal in range(self._size) if ordinal not in self._pods]
         if unready := [*absent, *(pod.ordinal for pod in pods if not pod.is_ready or pod.is_deleting)]:
-            return f"{_pods(unready)} is not ready."
+            return f"{_pods(unready).capitalize()} {_verb(set(unready), 'is', 'are')} not ready."
         return f"{view.shards_total - view.shards_healthy or 'some'} of {view.shards_total} shards lack a replica."
 
     def _names(self, numbers: Iterable[int]) -> str:
@@ -482,6 +492,10 @@ def _largest_odd(number: int) -> int:
 def _pods(ordinals: Iterable[int]) -> str:
     listed = sorted(set(ordinals))
     return ("pod " if len(listed) == 1 else "pods ") + ", ".join(map(str, listed))
+
+
+def _verb(subjects: Collection[object], one: str, many: str) -> str:
+    return one if len(subjects) == 1 else many
 
 
 def _shards(shards: Sequence[int]) -> str:

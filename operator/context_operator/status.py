@@ -152,7 +152,11 @@ def _ready(desired: Desired, observed: Observed, made: Pass) -> tuple[bool, str,
         return False, *_lack(observed)
     if len(observed.pods) != desired.replicas:
         return False, "Scaling", f"{len(observed.pods)} pods run, {desired.replicas} are wanted."
-    return True, "AllShardsHealthy", f"{desired.replicas} nodes, every shard has a leader and all its replicas."
+    return (
+        True,
+        "AllShardsHealthy",
+        f"{desired.replicas} {'node' if desired.replicas == 1 else 'nodes'}, every shard has a leader and all its replicas.",
+    )
 
 
 def _lack(observed: Observed) -> tuple[str, str]:
@@ -163,7 +167,7 @@ def _lack(observed: Observed) -> tuple[str, str]:
     if view.shards_leaderless:
         return "QuorumLost", _quorum_lost(view)
     if away := [node.name for node in view.nodes if not node.is_alive and node.number in observed.ordinals]:
-        return "NodesAway", f"{', '.join(away)} does not answer."
+        return "NodesAway", f"{', '.join(away)} {'does' if len(away) == 1 else 'do'} not answer."
     if unready := [pod for pod in observed.pods if not pod.is_ready]:
         trouble = next((f": {pod.trouble}" for pod in unready if pod.trouble), ".")
         return "PodsNotReady", f"Pod {unready[0].ordinal} is not ready{trouble}"

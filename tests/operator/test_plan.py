@@ -3,163 +3,17 @@
 A cluster is simulated by the effects of steps on pods, members and shards; the real `placement.py` moves replicas in it.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from context_operator import plan
-from context_operator.balancer import _needing
-from context_operator.placement import AddLearner, Promote, Remove, TransferLeader
-from context_operator.placement import plan as place
-from context_operator.plan import Desired, Observed, Pod
-from context_operator.view import ClusterView, NodeView, ReplicaView, ShardView, cluster_info
+from context_operator.plan import Desired
+from support.operated_cluster import SYSTEM, World
 
-ID = "a" * 32
 NEW, OLD = "new", "old"
-SYSTEM = 1_000
-
-
-@dataclass
-class World:
-    """What Kubernetes and the nodes would do. `stores`: by ordinal the member number of its volume, 0 while it is in no cluster."""
-
-    size: int | None = None
-    stores: dict[int, int] = field(default_factory=dict)
-    pods: dict[int, str] = field(default_factory=dict)
-    """By ordinal what the pod was started with."""
-    begun: bool = False
-    numbers: dict[int, int] = field(default_factory=dict)
-    """By member its ordinal."""
-    draining: set[int] = field(default_factory=set)
-    removed: set[int] = field(default_factory=set)
-    shards: dict[int, tuple[int, dict[int, bool]]] = field(default_factory=dict)
-    """By shard its leader's member and its replicas: by member whether it votes."""
-    factor: int = 3
-
-    def view(self) -> ClusterView | None:
-        if not self.begun:
-            return None
-        alive = self.alive()
-        nodes = [
-            NodeView(n, f"c-{o}", "", "", "", n in alive, n in alive, "1", 1, False, False, n in self.draining, self.held(n), 0)
-            for n, o in self.numbers.items()
-            if n not in self.removed
-        ]
-        shards = []
-        for number, (leader, replicas) in self.shards.items():
-            shown = [ReplicaView(number * 100 + n, n, votes, n in alive, 1) for n, votes in replicas.items()]
-            led = leader if leader in alive else None
-            shards.append(ShardView(number, number == SYSTEM, led, 1, 1, False, 0, shown))
-        ordinary = [shard for shard in shards if not shard.is_system]
-        wanted = min(self.factor, (len([n for n in alive if n not in self.draining]) - 1) | 1)
-        whole = sum(
-            shard.leader is not None and sum(r.is_voter for r in shard.replicas) >= wanted and all(r.is_caught_up for r in shard.replicas)
-            for shard in ordinary
-        )
-        led_by_none = sum(shard.leader is None for shard in ordinary)
-        return ClusterView(ID, 1, 0, 1, self.factor, len(ordinary), whole, led_by_none, len(ordinary) - whole, nodes, shards)
-
-    def held(self, member: int) -> int:
-        return sum(member in replicas for _, replicas in self.shards.values())
-
-    def alive(self) -> set[int]:
-        return {self.stores[o] for o in self.pods if self.stores.get(o)}
-
-    def observed(self) -> Observed:
-        pods = tuple(
-            Pod(
-                o,
-                f"{o}",
-                True,
-                restart_hash=h,
-                state="member" if self.stores.get(o) else "waiting",
-                cluster_id=ID if self.stores.get(o) else "",
-            )
-            for o, h in sorted(self.pods.items())
-        )
-        return Observed(ID, self.begun, self.size, pods, self.view(), {n: o for n, o in self.numbers.items() if n not in self.removed})
-
-    def settle(self, wanted_hash: str) -> None:
-        """Kubernetes makes missing pods; nodes of the cluster take in those that wait."""
-        for ordinal in range(self.size or 0):
-            self.pods.setdefault(ordinal, wanted_hash)
-            store = self.stores.get(ordinal, 0)
-            if self.shards and (not store or store in self.removed):
-                self.stores[ordinal] = self.join(ordinal)
-        for ordinal in [o for o in self.pods if o >= (self.size or 0)]:
-            del self.pods[ordinal]
-        for number, (leader, replicas) in self.shards.items():
-            living = [n for n, votes in replicas.items() if votes and n in self.alive()]
-            if leader not in living and 2 * len(living) > sum(replicas.values()):
-                self.shards[number] = living[0], replicas
-
-    def join(self, ordinal: int) -> int:
-        number = max(self.numbers, default=0) + 1
-        self.numbers[number] = ordinal
-        return number
-
-    def take(self, step: plan.Step, moves_max: int, wanted_hash: str) -> None:
-        match step:
-            case plan.SetReplicas(count):
-                self.size = count
-            case plan.Begin(ordinal):
-                assert not self.shards, "begun twice"
-                self.stores[ordinal] = self.join(ordinal)
-                self.shards = {n: (1, {1: True}) for n in (*range(6), SYSTEM)}
-            case plan.NoteBegun():
-                self.begun = True
-            case plan.SetReplication(factor):
-                self.factor = factor
-            case plan.MarkNodes(numbers, draining):
-                self.draining = self.draining | set(numbers) if draining else self.draining - set(numbers)
-            case plan.RemoveNodes(numbers):
-                assert not any(self.held(n) for n in numbers), "a member with replicas was removed"
-                self.removed |= set(numbers)
-            case plan.HandOver(_, leaders):
-                for shard, node in leaders:
-                    assert self.shards[shard][1].get(node)
-                    self.shards[shard] = node, self.shards[shard][1]
-            case plan.DeletePod(ordinal, _):
-                del self.pods[ordinal]
-                self.check_majorities()
-            case plan.GiveUpVolume(ordinal):
-                self.pods.pop(ordinal, None)
-                self.stores.pop(ordinal, None)
-                self.check_majorities()
-            case plan.Move(balances):
-                self.move(balances, moves_max)
-
-    def move(self, balances: bool, moves_max: int) -> None:
-        view = self.view()
-        assert view is not None
-        needing = set(self.shards) if balances else _needing(view)
-        steps = [step for step in place(cluster_info(view), moves_max).steps if step.shard in needing]
-        assert sum(isinstance(step, AddLearner) for step in steps) <= moves_max
-        for step in steps:
-            leader, replicas = self.shards[step.shard]
-            replicas = dict(replicas)
-            match step:
-                case AddLearner(_, node):
-                    replicas[node] = False
-                case Promote(shard, ids, removes):
-                    replicas.update({one - shard * 100: True for one in ids})
-                    for one in removes:
-                        del replicas[one - shard * 100]
-                case Remove(shard, one):
-                    del replicas[one - shard * 100]
-                case TransferLeader(_, node):
-                    leader = node
-            self.shards[step.shard] = leader, replicas
-        self.check_majorities()
-
-    def check_majorities(self) -> None:
-        """No step leaves a shard of several voters without a living majority."""
-        alive = self.alive()
-        for _, replicas in self.shards.values():
-            voters = [n for n, votes in replicas.items() if votes]
-            assert len(voters) < 3 or 2 * sum(n in alive for n in voters) > len(voters)
 
 
 def drive(world: World, desired: Desired, moves_max: int = 2, turns: int = 400) -> list[plan.Decision]:
