@@ -1,5 +1,8 @@
 """A Kubernetes cluster (`environments.py`) with the image and the chart on it, and clusters of ours."""
 
+import json
+import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,23 +55,30 @@ def helm(image: str, *command: str, values: tuple[str, ...] = ()) -> None:
     """`helm install` or `upgrade` of the chart, until the operator is ready."""
     repository, _, tag = image.rpartition(":")
     settings = [one for value in (f"image.repository={repository}", f"image.tag={tag}", *values) for one in ("--set", value)]
-    run("helm", *command, CHART, "-n", "ctx", "--create-namespace", "--wait", "--timeout", "2m", *settings, timeout_s=150)
+    run("helm", *command, CHART, "-n", "ctx", "--wait", "--timeout", "2m", *settings, timeout_s=150)
 
 
 @pytest.fixture(scope="session")
 def operator(image: str) -> str:
-    """The chart, installed; the namespace of the operator."""
+    """The chart, installed; the namespace of the operator. Both namespaces let in only pods that meet the restricted standard."""
+    for name in ("ctx", NAMESPACE):
+        kubectl("create", "namespace", name)
+        kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
     helm(image, "install", "ctx")
-    kubectl("create", "namespace", NAMESPACE)
     return "ctx"
 
 
 @pytest.fixture(scope="session")
 def cluster(operator: str, image: str) -> Cluster:
-    """Three nodes, ready; most tests share it."""
-    made = Cluster(NAMESPACE, "demo", image, {"replicas": 3, "shards": {"count": 8}, "storage": {"size": "1Gi"}})
+    """The cluster of README, ready; most tests share it."""
+    found = re.search(r"kubectl apply -f - <<< '(\{.*\})'", (ROOT / "README.md").read_text())
+    assert found is not None
+    example = json.loads(found[1])
+    made = Cluster(NAMESPACE, example["metadata"]["name"], image, example["spec"])
+    began = time.monotonic()
     made.apply()
     made.wait_ready(3)
+    print(f"README's cluster is ready {time.monotonic() - began:.0f} s after kubectl apply")
     return made
 
 

@@ -133,10 +133,12 @@ class Cluster:
                 {"name": "KEY", "valueFrom": key},
                 {"name": "RUN", "value": run_name},
             ],
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         }
         spec: dict[str, Any] = {
             "containers": [container],
             "restartPolicy": "Never",
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": 1,
             # It is the judge: a machine that is late for a moment must not cost it.

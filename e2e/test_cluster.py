@@ -21,7 +21,7 @@ def test_1_install_and_use(cluster: Cluster) -> None:
     head, row = shown.splitlines()
     assert head.split() == ["NAME", "READY", "NODES", "SHARDS", "OPERATION", "VERSION", "REASON", "AGE"]
     assert "3/3" in row
-    assert "8/8" in row
+    assert "32/32" in row
     assert {one["type"] for one in cluster.get()["status"]["conditions"]} >= {
         "Ready",
         "Available",

@@ -2,13 +2,26 @@
 
 from collections.abc import Callable
 
-from conftest import NAMESPACE, helm
+import pytest
+
+from conftest import CHART, NAMESPACE, helm
 from kubernetes_cli import apply, condition, get, kubectl, run, until
 from store_cluster import Cluster
 
 
 def test_the_charts_own_test_passes(operator: str) -> None:
     assert "Succeeded" in run("helm", "test", "ctx", "-n", operator, "--timeout", "2m", timeout_s=150)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(), ("watchNamespaces={apps,default}", "dashboard.enabled=true"), ("crds.install=false", "image.pullSecrets={registry}")],
+    ids=str,
+)
+def test_the_api_server_accepts_whatever_the_chart_renders(operator: str, values: tuple[str, ...]) -> None:
+    settings = [one for value in values for one in ("--set", value)]
+    rendered = run("helm", "template", "other", CHART, "-n", operator, *settings)
+    kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=rendered)
 
 
 def test_an_upgrade_and_a_new_installation_of_the_operator_restart_no_pod(cluster: Cluster, operator: str, image: str) -> None:

@@ -53,9 +53,9 @@ class CredentialKeeper:
     def __init__(self, kube: Kube, now: Callable[[], str], apply: Applies, crash: Callable[[str], Awaitable[None]]) -> None:
         self._kube, self._now, self._apply, self._crash = kube, now, apply, crash
 
-    async def keep(self, cluster: Cluster) -> Known:
+    async def keep(self, cluster: Cluster, *, has_begun: bool) -> Known:
         """Raises `Unusable` for what the user gave and cannot be used; what was good stays then."""
-        operator_key = await self._secret(cluster)
+        operator_key = await self._secret(cluster, has_begun)
         await self._keys(cluster, operator_key)
         if cluster.spec.tls.mode == "Disabled":
             return Known(operator_key)
@@ -63,15 +63,26 @@ class CredentialKeeper:
 
     # --- secrets and keys -----------------------------------------------------------------------------------------------
 
-    async def _secret(self, cluster: Cluster) -> str:
-        """The operator's key. It and the nodes' secret are drawn if they are not there."""
+    async def _secret(self, cluster: Cluster, has_begun: bool) -> str:
+        """The operator's key. It is drawn if it is not there; the nodes' secret only for a cluster that has not begun, since running nodes
+        would not take in those with another one."""
         meta = cluster.metadata
-        found = await self._get("Secret", cluster, names.secrets(meta.name))
-        if found is None:
+        name = names.secrets(meta.name)
+        held = entries(await self._get("Secret", cluster, name) or {})
+        if "cluster-secret" not in held:
+            if has_begun:
+                raise Unusable(
+                    f"Secret {name} is missing or has no entry cluster-secret, which nodes know each other by. Make it again with it, as a "
+                    f"running pod has it (kubectl exec {names.pod(meta.name, 0)} -- printenv CONTEXTSTORE_CLUSTER_SECRET)."
+                )
             await self._kube.create(identity.secrets(cluster, secrets.token_hex(32), secrets.token_urlsafe(32)))
             await self._crash("secrets")
-            found = await self._get("Secret", cluster, names.secrets(meta.name))
-        return entries(found or {}).get("operator-key", "")
+        elif "operator-key" not in held:
+            body = {"stringData": {"operator-key": identity.operator_key(secrets.token_urlsafe(32))}}
+            await self._kube.patch("Secret", meta.namespace, name, body)
+        else:
+            return held["operator-key"]
+        return entries(await self._get("Secret", cluster, name) or {}).get("operator-key", "")
 
     async def _keys(self, cluster: Cluster, operator_key: str) -> None:
         ref = cluster.spec.auth.api_keys_secret_ref

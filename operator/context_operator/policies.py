@@ -6,7 +6,8 @@ NAME-policies keeps their names.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -49,6 +50,7 @@ class PolicyKeeper:
         if set(wanted) - set(known):
             await self._kube.apply(identity.policy_list(cluster, {**known, **wanted}))
         answers = [(policy, await self._put(admin, policy)) for policy in policies]
+        first = first_default(answers)
         for name in sorted(set(known) - set(wanted)):
             await self._delete(admin, name)
         if set(known) != set(wanted):
@@ -56,7 +58,7 @@ class PolicyKeeper:
         told = policies_of(await admin.node_policies()) if policies else []
         is_settled = True
         for policy, answer in answers:
-            is_settled &= await self._tell(policy, answer, told)
+            is_settled &= await self._tell(policy, answer, told, first)
         self._due = self._clock() + (LOOK_AGAIN_S if is_settled else BUSY_S)
 
     async def _policies(self) -> list[Policy]:
@@ -71,12 +73,11 @@ class PolicyKeeper:
                 found.append(policy)
         return found
 
-    async def _put(self, admin: Admin, policy: Policy) -> int | str:
-        """The generation that the nodes gave it, or why they refuse it. Raises `AdminError` if they could not be asked."""
+    async def _put(self, admin: Admin, policy: Policy) -> "Taken | str":
+        """What the nodes made of it, or why they refuse it. Raises `AdminError` if they could not be asked."""
         try:
             answer: Any = await admin.put_policy(policy.metadata.name, policy.spec.body())
-            generation: int = answer["generation"]
-            return generation
+            return Taken(answer["generation"], answer["created_at"])
         except AdminError as problem:
             if 400 <= problem.status < 500 and problem.status != 429:
                 return str(problem)
@@ -90,9 +91,9 @@ class PolicyKeeper:
                 raise
         logger.info("%s/%s: policy %s is deleted", self._namespace, self._cluster, name)
 
-    async def _tell(self, policy: Policy, answer: int | str, told: list[NodePolicies]) -> bool:
+    async def _tell(self, policy: Policy, answer: "Taken | str", told: list[NodePolicies], first: str) -> bool:
         """Write the status if it changed; whether there is nothing more to wait for."""
-        status = policy_status(policy, answer, told, self._now())
+        status = policy_status(policy, answer, told, first, self._now())
         changes = {name: value for name, value in status.items() if value != policy.status.get(name)}
         if changes:
             try:
@@ -103,16 +104,33 @@ class PolicyKeeper:
         return isinstance(answer, str) or all(one["generation"] for one in status["nodes"])
 
 
-def policy_status(policy: Policy, answer: int | str, told: list[NodePolicies], now: str) -> Object:
-    """`status` of a ContextPolicy. `answer`: the nodes' generation of it, or why they refuse it; `told`: which generations they follow."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The nodes' generation of a policy, and when they first got it (RFC 3339)."""
+
+    generation: int
+    created_at: str
+
+
+def first_default(answers: Iterable[tuple[Policy, Taken | str]]) -> str:
+    """The name of the policy that is the default: of several the one that the nodes got first. Empty if none is."""
+    marked = [(answer.created_at, policy.metadata.name) for policy, answer in answers if policy.spec.default and isinstance(answer, Taken)]
+    return min(marked, default=("", ""))[1]
+
+
+def policy_status(policy: Policy, answer: Taken | str, told: list[NodePolicies], first: str, now: str) -> Object:
+    """`status` of a ContextPolicy. `answer`: what the nodes made of it, or why they refuse it; `told`: which generations they follow;
+    `first`: the policy that is the default."""
     meta = policy.metadata
     nodes = []
     for one in told:
-        follows = isinstance(answer, int) and one.is_alive and (one.policies.get(meta.name, 0) >= answer or not one.replicas)
+        follows = isinstance(answer, Taken) and one.is_alive and (one.policies.get(meta.name, 0) >= answer.generation or not one.replicas)
         message = "" if one.is_alive else "does not answer"
         nodes.append({"name": one.name, "generation": meta.generation if follows else 0, "message": message})
     loaded = sum(bool(one["generation"]) for one in nodes)
-    is_accepted = isinstance(answer, int)
+    is_accepted = isinstance(answer, Taken)
+    outvoted = is_accepted and policy.spec.default and first != meta.name
+    remark = f" It is not the default: {first} is that too, and older." if outvoted else ""
     refusal = "" if is_accepted else str(answer)
     everywhere = is_accepted and loaded == len(nodes)
     found: list[tuple[str, bool | None, str, str]] = [
@@ -120,8 +138,8 @@ def policy_status(policy: Policy, answer: int | str, told: list[NodePolicies], n
         (
             "Ready",
             everywhere,
-            "EveryNodeFollows" if everywhere else "Invalid" if refusal else "NodesMissing",
-            refusal or f"{loaded} of {len(nodes)} nodes follow it.",
+            ("AnotherDefault" if outvoted else "EveryNodeFollows") if everywhere else "Invalid" if refusal else "NodesMissing",
+            refusal or f"{loaded} of {len(nodes)} nodes follow it.{remark}",
         ),
     ]
     return {

@@ -97,7 +97,7 @@ class ClusterReconciler:
         known: Object = {"data": {}}
         try:
             known = await self._identity(cluster, stateful_set)
-            await self._meet_nodes(cluster)
+            await self._meet_nodes(cluster, known)
         except Unusable as problem:
             trouble = str(problem)
         pods = await self._pods()
@@ -174,9 +174,10 @@ class ClusterReconciler:
             raise Unusable(f"ConfigMap {name} was deleted while the cluster was being made.")
         return made
 
-    async def _meet_nodes(self, cluster: Cluster) -> None:
+    async def _meet_nodes(self, cluster: Cluster, identity: Object) -> None:
         """Keep the cluster's credentials, and speak to its nodes by them. Raises `Unusable`."""
-        known = await self._credentials.keep(cluster)
+        has_begun = (identity.get("data") or {}).get(names.BOOTSTRAPPED) == "true"
+        known = await self._credentials.keep(cluster, has_begun=has_begun)
         if known != self._known:
             await self.close()
             host = names.host(self.name, self.namespace, 0)

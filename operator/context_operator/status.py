@@ -225,4 +225,8 @@ def _scale_allowed(desired: Desired, observed: Observed, made: Pass) -> tuple[bo
         return False, "DrainOverdue", f"The drain takes longer than scaleDown.drainTimeout; it goes on. {held_up}"
     if not observed.is_bootstrapped or not is_complete(observed):
         return False, "UnderReplicated", "Pods are taken away only while every shard is complete."
-    return True, "EveryShardComplete", f"Down to {desired.factor} pods, one for each replica of a shard."
+    return (
+        True,
+        "EveryShardComplete",
+        f"Down to {desired.factor} {'pod' if desired.factor == 1 else 'pods'}, one for each replica of a shard.",
+    )

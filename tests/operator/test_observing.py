@@ -3,7 +3,7 @@
 from typing import Any
 
 from context_operator.observing import addresses_of, image_of, observed_of, pod_of
-from context_operator.policies import policy_status
+from context_operator.policies import Taken, policy_status
 from context_operator.resources import names
 from context_operator.spec import cluster_of, policy_of
 from context_operator.view import NodePolicies
@@ -69,12 +69,12 @@ def test_a_policys_status_counts_the_nodes_that_follow_it() -> None:
         NodePolicies(3, "demo-2", False, 0, {}),
         NodePolicies(4, "demo-3", True, 0, {}),
     ]
-    status = policy_status(policy, 7, told, "2026-01-01T00:00:00Z")
+    status = policy_status(policy, Taken(7, "2026-01-01T00:00:00Z"), told, "", "2026-01-01T00:00:00Z")
     assert (status["loaded"], status["loadedGeneration"]) == ("2/4", 3)
     assert [one["generation"] for one in status["nodes"]] == [4, 0, 0, 4]
-    whole = policy_status(policy, 7, [told[0], told[3]], "2026-01-01T00:00:00Z")
+    whole = policy_status(policy, Taken(7, "2026-01-01T00:00:00Z"), [told[0], told[3]], "", "2026-01-01T00:00:00Z")
     assert (whole["loaded"], whole["loadedGeneration"]) == ("2/2", 4)
-    refused = policy_status(policy, "limit must be at least 1", told, "2026-01-01T00:00:00Z")
+    refused = policy_status(policy, "limit must be at least 1", told, "", "2026-01-01T00:00:00Z")
     accepted = refused["conditions"][0]
     assert (accepted["type"], accepted["status"], accepted["message"]) == ("Accepted", "False", "limit must be at least 1")
     assert refused["loaded"] == "0/4"

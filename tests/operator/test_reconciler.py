@@ -250,6 +250,24 @@ def test_keys_that_are_none_stop_nothing_that_runs_and_are_not_repeated(run: Run
     run(check)
 
 
+def test_the_nodes_secret_is_never_drawn_anew_once_they_have_it(run: Run) -> None:
+    async def check(operator: Operator) -> None:
+        operator.wish(replicas=1)
+        await operator.rest(1)
+        entries = operator.kubernetes.get("Secret", "apps", "demo-cluster")["data"]
+        operator.kubernetes.delete("Secret", "apps", "demo-cluster")
+        await operator.until(lambda: "printenv" in operator.condition("Degraded").get("message", ""), "it says how to restore it")
+        assert ("Secret", "apps", "demo-cluster") not in operator.kubernetes.objects
+        only = {"cluster-secret": entries["cluster-secret"]}
+        operator.kubernetes.put({"kind": "Secret", "metadata": {"name": "demo-cluster", "namespace": "apps"}, "data": only})
+        await operator.rest(1)
+        restored = operator.kubernetes.get("Secret", "apps", "demo-cluster")["data"]
+        assert restored["cluster-secret"] == entries["cluster-secret"]
+        assert base64.b64decode(restored["operator-key"]).startswith(b"cs_operator_")
+
+    run(check)
+
+
 def test_a_volume_without_an_identity_is_never_begun_anew(run: Run) -> None:
     async def check(operator: Operator) -> None:
         operator.wish(replicas=1)
@@ -280,6 +298,25 @@ def test_a_deleted_cluster_is_let_go_and_a_paused_one_left_alone(run: Run) -> No
     run(check)
 
 
+def test_larger_volumes_are_asked_for_at_the_claims_and_restart_nothing(run: Run) -> None:
+    async def check(operator: Operator) -> None:
+        operator.wish(replicas=3, storage={"size": "1Gi"})
+        await operator.rest(3)
+        before = {one["metadata"]["uid"] for one in operator.kubernetes.all("Pod")}
+        template = operator.kubernetes.get("StatefulSet", "apps", "demo")["spec"]["volumeClaimTemplates"]
+        operator.wish(replicas=3, storage={"size": "2Gi"})
+        await operator.rest(3)
+        assert {one["spec"]["resources"]["requests"]["storage"] for one in operator.kubernetes.all("PersistentVolumeClaim")} == {"2Gi"}
+        assert {one["metadata"]["uid"] for one in operator.kubernetes.all("Pod")} == before
+        # Kubernetes lets nobody change it; a pod that comes later begins with the old size, and is grown at once.
+        assert operator.kubernetes.get("StatefulSet", "apps", "demo")["spec"]["volumeClaimTemplates"] == template
+        operator.wish(replicas=4, storage={"size": "2Gi"})
+        await operator.rest(4)
+        assert {one["spec"]["resources"]["requests"]["storage"] for one in operator.kubernetes.all("PersistentVolumeClaim")} == {"2Gi"}
+
+    run(check)
+
+
 def test_monitors_without_their_kinds_hold_nothing_up(run: Run) -> None:
     async def check(operator: Operator) -> None:
         operator.wish(replicas=1, monitoring={"podMonitor": True, "prometheusRule": True, "grafanaDashboard": True})
@@ -291,8 +328,8 @@ def test_monitors_without_their_kinds_hold_nothing_up(run: Run) -> None:
 
 def test_policies_follow_their_resources_and_others_are_left_alone(run: Run) -> None:
     async def check(operator: Operator) -> None:
-        def policy(name: str, limit: int) -> None:
-            spec = {"clusterRef": {"name": "demo"}, "strategy": "last_n", "config": {"limit": limit}}
+        def policy(name: str, limit: int, default: bool = False) -> None:
+            spec = {"clusterRef": {"name": "demo"}, "strategy": "last_n", "config": {"limit": limit}, "default": default}
             operator.kubernetes.put({"kind": "ContextPolicy", "metadata": {"name": name, "namespace": "apps"}, "spec": spec})
             operator.reconciler.policies_changed()
 
@@ -309,6 +346,12 @@ def test_policies_follow_their_resources_and_others_are_left_alone(run: Run) -> 
         assert told("bad")["Accepted"]["status"] == "False"
         assert "at least 1" in told("bad")["Accepted"]["message"]
         assert set(operator.cluster.policies) == {"by-hand", "good"}
+        policy("good", 5, default=True)
+        policy("better", 5, default=True)
+        await operator.until(lambda: told("better").get("Ready", {}).get("reason") == "AnotherDefault", "it says who is the default")
+        assert "It is not the default: good is that too, and older." in told("better")["Ready"]["message"]
+        assert told("good")["Ready"]["reason"] == "EveryNodeFollows"
+        operator.kubernetes.delete("ContextPolicy", "apps", "better")
         operator.kubernetes.delete("ContextPolicy", "apps", "good")
         operator.reconciler.policies_changed()
         await operator.until(lambda: set(operator.cluster.policies) == {"by-hand"}, "it is gone")

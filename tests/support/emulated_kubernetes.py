@@ -73,11 +73,8 @@ class EmulatedKubernetes:
 
     def put(self, body: Object) -> Object:
         """Make an object, or merge into the one that is there, as a user's or the operator's apply does."""
-        body = copy.deepcopy(body)
+        body = with_data(body)
         meta = body["metadata"]
-        if "stringData" in body:
-            data = {name: base64.b64encode(text.encode()).decode() for name, text in body.pop("stringData").items()}
-            body.setdefault("data", {}).update(data)
         key = body["kind"], meta["namespace"], meta["name"]
         old = self.objects.get(key)
         if old is None:
@@ -135,12 +132,21 @@ class EmulatedKubernetes:
                 return self.put(body)
             case "PATCH", _:
                 found = self.get(kind, namespace, name)
-                merge(found, {"status": body["status"]} if status else body)
+                merge(found, {"status": body["status"]} if status else with_data(body))
                 return found
             case "DELETE", _:
                 self.delete(kind, namespace, name, body.get("preconditions", {}).get("uid", ""))
                 return {"kind": "Status"}
         raise Refusal(405, "no such verb")
+
+
+def with_data(body: Object) -> Object:
+    """As the API server does with a Secret's `stringData`."""
+    body = copy.deepcopy(body)
+    if "stringData" in body:
+        data = {name: base64.b64encode(text.encode()).decode() for name, text in body.pop("stringData").items()}
+        body.setdefault("data", {}).update(data)
+    return body
 
 
 def merge(into: Object, change: Object) -> None:
@@ -266,8 +272,9 @@ class EmulatedCluster:
                 if body["config"].get("limit", 1) < 1:
                     raise Refusal(400, "config.limit must be at least 1")
                 before = self.policies.get(name, {"generation": 0})
-                if {**body, "generation": before["generation"]} != before:
-                    self.policies[name] = {**body, "generation": before["generation"] + 1}
+                if {**before, **body} != before:
+                    at = before.get("created_at") or f"2030-01-01T00:00:{len(self.policies):02}Z"
+                    self.policies[name] = {**body, "generation": before["generation"] + 1, "created_at": at}
                 return self.policies[name]
             case "DELETE", ["policies", name]:
                 self.policies.pop(name, None)

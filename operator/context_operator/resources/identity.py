@@ -33,8 +33,13 @@ def secrets(cluster: Cluster, cluster_secret: str, operator_secret: str) -> Obje
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": names.metadata(cluster, names.secrets(cluster.metadata.name), is_owned=_is_owned(cluster)),
-        "stringData": {"cluster-secret": cluster_secret, "operator-key": f"cs_{OPERATOR_KEY_ID}_{operator_secret}"},
+        "stringData": {"cluster-secret": cluster_secret, "operator-key": operator_key(operator_secret)},
     }
+
+
+def operator_key(operator_secret: str) -> str:
+    """The key by which nodes know the operator."""
+    return f"cs_{OPERATOR_KEY_ID}_{operator_secret}"
 
 
 def api_key(cluster: Cluster, client_secret: str) -> Object:
