@@ -8,6 +8,7 @@ enough to tell something; then every history is read back. /tmp/history holds on
 import asyncio
 import json
 import os
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import TextIO
 import aiohttp
 
 URL, KEY, RUN = os.environ["URL"].rstrip("/") + "/v1", os.environ["KEY"], os.environ["RUN"]
+CA_FILE = os.environ.get("CA_FILE", "")
 CONTEXTS, WRITERS, MESSAGES_MIN = 4, 2, 200
 WRITER_PAUSE_S, READER_PAUSE_S, PATIENCE_S = 0.02, 0.1, 150.0
 
@@ -25,9 +27,20 @@ class App:
     def __init__(self, session: aiohttp.ClientSession, file: TextIO) -> None:
         self._session, self._file = session, file
         self.acknowledged = 0
+        self._trust_read_at = 0
+        self._context: ssl.SSLContext | bool = True
 
     def write(self, *values: object) -> None:
         self._file.write(json.dumps(values) + "\n")
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        """Whom to believe, read again when it changes: an authority may be replaced while we talk."""
+        if not CA_FILE:
+            return True
+        changed_at = Path(CA_FILE).stat().st_mtime_ns
+        if changed_at != self._trust_read_at:
+            self._trust_read_at, self._context = changed_at, ssl.create_default_context(cafile=CA_FILE)
+        return self._context
 
     def is_over(self) -> bool:
         return self.acknowledged >= MESSAGES_MIN and Path("/tmp/stop").exists()
@@ -37,7 +50,7 @@ class App:
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
-                async with self._session.request(method, URL + path, **arguments) as answer:
+                async with self._session.request(method, URL + path, ssl=self._trust(), **arguments) as answer:
                     if answer.status < 500 and answer.status != 429:
                         return {**(await answer.json()), "http": answer.status}
                     last = f"{answer.status} {await answer.text()}"

@@ -145,7 +145,7 @@ class Cluster:
             "tolerations": [{"operator": "Exists", "effect": "NoExecute"}],
         }
         if is_tls:
-            container["env"].append({"name": "SSL_CERT_FILE", "value": "/trust/ca.crt"})
+            container["env"].append({"name": "CA_FILE", "value": "/trust/ca.crt"})
             container["volumeMounts"] = [{"name": "trust", "mountPath": "/trust"}]
             spec["volumes"] = [{"name": "trust", "configMap": {"name": f"{self.name}-ca"}}]
         apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": run_name}, "spec": spec}, namespace=self.namespace)
