@@ -6,7 +6,6 @@ replaced, and before any pod; a step is taken only after everything that it need
 """
 
 import asyncio
-import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
@@ -14,25 +13,24 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from context_operator import balancer, plan, policies
+from context_operator import balancer, plan, policies, steps
+from context_operator.applying import Applier
 from context_operator.credentials import CredentialKeeper, Known, Unusable
 from context_operator.http_admin import AdminError
 from context_operator.kube import Kube, KubeError
 from context_operator.nodes import Admin, HttpNodes
 from context_operator.observing import addresses_of, desired_of, image_of, observed_of
 from context_operator.placement import Plan
-from context_operator.plan import Decision, Desired, Observed
-from context_operator.resources import access, dashboard, identity, monitors, names, services, settings, statefulset
+from context_operator.plan import Desired, Observed
+from context_operator.resources import identity, names
 from context_operator.spec import Cluster, Object, cluster_of, seconds_of
 from context_operator.status import Pass, status_of
+from context_operator.steps import Decision
 
 logger = logging.getLogger("contextstore.operator")
 
 AGAIN_S, BUSY_S, IDLE_S = 0.3, 1.5, 15.0
 """Until the next pass: after a step, while something is waited for, and when nothing is to do. Events come before."""
-
-APPLY_AGAIN_S = 60.0
-"""What was applied is applied again after this time, should somebody have changed it."""
 
 HAND_OVER_S = 20.0
 """A pod whose leaders do not leave in this time is made anew nevertheless: it hands over what it can when it stops."""
@@ -68,16 +66,18 @@ class ClusterReconciler:
     name: str
     nodes: HttpNodes | None = None
     _known: Known | None = None
-    _applied: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     _said: tuple[str, str] = ("", "")
     _was_ready: bool | None = None
     _hands_over: tuple[str, float] | None = None
     _policies: policies.PolicyKeeper | None = None
 
+    _applier: Applier = field(init=False)
     _credentials: CredentialKeeper = field(init=False)
 
     def __post_init__(self) -> None:
-        self._credentials = CredentialKeeper(self.around.kube, self.around.now, self._apply, self.around.crash)
+        around = self.around
+        self._applier = Applier(around.kube, self.namespace, self.name, around.clock)
+        self._credentials = CredentialKeeper(around.kube, around.now, self._applier.apply, around.crash)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -104,17 +104,17 @@ class ClusterReconciler:
         desired = desired_of(cluster, image, self._replace(cluster))
         observed, admin = await self._observe(cluster, known, stateful_set, pods)
         if trouble:
-            decision = Decision(plan.Wait(), sentence=trouble)
+            decision = Decision(steps.Wait(), sentence=trouble)
         else:
             decision = plan.plan(desired, observed)
         made = Pass(decision, image, trouble)
         try:
             if not trouble and not desired.paused:
-                await self._apply_all(cluster, observed, stateful_set, image)
+                await self._applier.everything(cluster, observed, stateful_set, image)
                 made = await self._take(cluster, desired, observed, admin, made)
                 await self._keep_policies(cluster, admin)
                 # Last: a storage class that cannot do it must not hold up anything else.
-                await self._grow_volumes(cluster, stateful_set)
+                await self._applier.grow_volumes(cluster, stateful_set)
         except (AdminError, Unusable) as problem:
             made = Pass(decision, image, str(problem))
         except KubeError as problem:
@@ -183,115 +183,47 @@ class ClusterReconciler:
             host = names.host(self.name, self.namespace, 0)
             self._known, self.nodes = known, HttpNodes(known.operator_key, self.around.epoch, known.trust, host)
 
-    # --- what is kept as it should be -----------------------------------------------------------------------------------
-
-    async def _apply_all(self, cluster: Cluster, observed: Observed, stateful_set: Object | None, image: str) -> None:
-        spec = cluster.spec
-        for body in (
-            services.service_account(cluster),
-            settings.config_map(cluster),
-            services.peers(cluster),
-            services.client(cluster),
-        ):
-            await self._apply(body)
-        optional = (
-            (spec.network_policy.enabled, access.network_policy(cluster)),
-            (spec.pod_disruption_budget.enabled, access.disruption_budget(cluster, plan.may_lose(observed))),
-            (spec.monitoring.pod_monitor, monitors.pod_monitor(cluster)),
-            (spec.monitoring.prometheus_rule, monitors.rules(cluster)),
-            (spec.monitoring.grafana_dashboard, dashboard.config_map(cluster)),
-        )
-        for is_wanted, body in optional:
-            try:
-                await (self._apply(body) if is_wanted else self._remove(body))
-            except KubeError as problem:
-                # The Prometheus operator's kinds may not be installed, and the cluster does without them.
-                if problem.status != 404 or body["kind"] not in ("PodMonitor", "PrometheusRule"):
-                    raise
-        if stateful_set is not None and observed.set_replicas is not None:
-            await self._apply_set(cluster, observed.set_replicas, image, stateful_set)
-
-    async def _apply_set(self, cluster: Cluster, replicas: int, image: str, stateful_set: Object | None) -> None:
-        body = statefulset.stateful_set(cluster, statefulset.Chosen(replicas, image))
-        if stateful_set is not None:
-            # A set's claims cannot be changed; larger volumes are asked for at the claims themselves (`_grow_volumes`).
-            body["spec"]["volumeClaimTemplates"] = [
-                {
-                    "metadata": {"name": one["metadata"]["name"], "labels": one["metadata"].get("labels", {})},
-                    "spec": _claim_spec(one["spec"]),
-                }
-                for one in stateful_set["spec"]["volumeClaimTemplates"]
-            ]
-        await self._apply(body)
-
-    async def _grow_volumes(self, cluster: Cluster, stateful_set: Object | None) -> None:
-        wanted = cluster.spec.storage.size
-        if stateful_set is None or all(
-            one["spec"]["resources"]["requests"]["storage"] == wanted for one in stateful_set["spec"]["volumeClaimTemplates"]
-        ):
-            return
-        for claim in await self.around.kube.list("PersistentVolumeClaim", self.namespace, names.selector(self.name)):
-            if claim["spec"]["resources"]["requests"]["storage"] != wanted:
-                body = {"spec": {"resources": {"requests": {"storage": wanted}}}}
-                await self.around.kube.patch("PersistentVolumeClaim", self.namespace, claim["metadata"]["name"], body)
-
-    async def _apply(self, body: Object) -> None:
-        """Apply an object, unless the same was applied a moment ago."""
-        key = body["kind"], body["metadata"]["name"]
-        text = json.dumps(body, sort_keys=True)
-        before, at = self._applied.get(key, ("", 0.0))
-        if before == text and self.around.clock() < at + APPLY_AGAIN_S:
-            return
-        await self.around.kube.apply(body)
-        self._applied[key] = text, self.around.clock()
-
-    async def _remove(self, body: Object) -> None:
-        key = body["kind"], body["metadata"]["name"]
-        if self._applied.get(key, ("", 0.0))[0] != "-":
-            await self.around.kube.delete(body["kind"], self.namespace, body["metadata"]["name"])
-            self._applied[key] = "-", 0.0
-
     # --- one step -------------------------------------------------------------------------------------------------------
 
     async def _take(self, cluster: Cluster, desired: Desired, observed: Observed, admin: Admin | None, made: Pass) -> Pass:
         decision, kube = made.decision, self.around.kube
         moved: Plan | None = None
         match decision.step:
-            case plan.Wait():
+            case steps.Wait():
                 pass
-            case plan.SetReplicas(replicas):
-                await self._apply_set(cluster, replicas, made.image, await kube.get("StatefulSet", self.namespace, self.name))
-            case plan.Begin(ordinal):
+            case steps.SetReplicas(replicas):
+                await self._applier.stateful_set(cluster, replicas, made.image, await kube.get("StatefulSet", self.namespace, self.name))
+            case steps.Begin(ordinal):
                 assert self.nodes is not None
                 addresses = addresses_of(self.name, await self._pods())
                 await self.nodes.begin(addresses[ordinal], observed.cluster_id)
-            case plan.NoteBegun():
+            case steps.NoteBegun():
                 await kube.patch("ConfigMap", self.namespace, names.identity(self.name), {"data": {names.BOOTSTRAPPED: "true"}})
-            case plan.SetReplication(factor) if admin is not None:
+            case steps.SetReplication(factor) if admin is not None:
                 await admin.set_replication(factor)
-            case plan.MarkNodes(numbers, draining) if admin is not None:
+            case steps.MarkNodes(numbers, draining) if admin is not None:
                 for number in numbers:
                     await admin.mark_node(str(number), draining=draining)
-            case plan.RemoveNodes(numbers) if admin is not None:
+            case steps.RemoveNodes(numbers) if admin is not None:
                 for number in numbers:
                     await admin.mark_node(str(number), removed=True)
-            case plan.Move(balances) if admin is not None:
+            case steps.Move(balances) if admin is not None:
                 moves_max = cluster.spec.rebalance.max_concurrent_moves
                 _, moved = await balancer.turn(admin, moves_max, only_needed=not balances)
-            case plan.HandOver() as step if admin is not None:
+            case steps.HandOver() as step if admin is not None:
                 await self._hand_over(step, observed, admin)
-            case plan.DeletePod(ordinal, uid):
+            case steps.DeletePod(ordinal, uid):
                 await kube.delete("Pod", self.namespace, names.pod(self.name, ordinal), uid)
-            case plan.GiveUpVolume(ordinal):
+            case steps.GiveUpVolume(ordinal):
                 await self._give_up_volume(cluster, ordinal)
         await self.around.crash(type(decision.step).__name__)
         if moved is None:
             return made
-        is_balancing = isinstance(decision.step, plan.Move) and decision.step.balances
+        is_balancing = isinstance(decision.step, steps.Move) and decision.step.balances
         left = moved.moves_left if is_balancing else 0
         return Pass(decision, made.image, moves_left=left, blocked=moved.blocked, drain_overdue=self._is_overdue(cluster, decision))
 
-    async def _hand_over(self, step: plan.HandOver, observed: Observed, admin: Admin) -> None:
+    async def _hand_over(self, step: steps.HandOver, observed: Observed, admin: Admin) -> None:
         uid = next(pod.uid for pod in observed.pods if pod.ordinal == step.ordinal)
         if self._hands_over is None or self._hands_over[0] != uid:
             self._hands_over = uid, self.around.clock()
@@ -403,18 +335,13 @@ def event_of(cluster: Any, kind: str, reason: str, sentence: str, now: str, of: 
     }
 
 
-def _claim_spec(spec: Object) -> Object:
-    """Of a claim's spec what we set, without what the API server has added."""
-    return {name: spec[name] for name in ("accessModes", "resources", "storageClassName") if name in spec}
-
-
 def _pause(made: Pass) -> float:
     step = made.decision.step
     if made.trouble:
         return BUSY_S * 2
-    if isinstance(step, plan.Move) and step.balances and not made.moves_left:
+    if isinstance(step, steps.Move) and step.balances and not made.moves_left:
         return IDLE_S
-    if isinstance(step, plan.Wait):
+    if isinstance(step, steps.Wait):
         return BUSY_S if made.decision.operation or made.decision.sentence else IDLE_S
     return AGAIN_S
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from context_operator.plan import Decision, Desired, Observed, is_complete
+from context_operator.plan import Desired, Observed, is_complete
 from context_operator.resources import names
 from context_operator.spec import Cluster, Object
+from context_operator.steps import Decision
 from context_operator.view import ClusterView, NodeView
 
 QUORUM_RUNBOOK = "docs/runbooks.md#shards-without-a-leader"

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from context_operator import plan
+from context_operator import plan, steps
 from context_operator.plan import Desired
 from support.operated_cluster import SYSTEM, World
 
 NEW, OLD = "new", "old"
 
 
-def drive(world: World, desired: Desired, moves_max: int = 2, turns: int = 400) -> list[plan.Decision]:
+def drive(world: World, desired: Desired, moves_max: int = 2, turns: int = 400) -> list[steps.Decision]:
     """Take steps until nothing is to be done."""
-    made: list[plan.Decision] = []
+    made: list[steps.Decision] = []
     for _ in range(turns):
         world.settle(desired.restart_hash)
         observed = world.observed()
@@ -27,9 +27,9 @@ def drive(world: World, desired: Desired, moves_max: int = 2, turns: int = 400) 
         made.append(decision)
         before = {shard: (leader, dict(replicas)) for shard, (leader, replicas) in world.shards.items()}
         world.take(decision.step, moves_max, desired.restart_hash)
-        if isinstance(decision.step, plan.GiveUpVolume):
+        if isinstance(decision.step, steps.GiveUpVolume):
             desired = replace(desired, replace=None)
-        is_idle = isinstance(decision.step, plan.Move) and decision.step.balances and before == world.shards
+        is_idle = isinstance(decision.step, steps.Move) and decision.step.balances and before == world.shards
         if is_idle and not decision.operation:
             return made
     raise AssertionError(f"not at rest after {turns} turns: {made[-5:]}")
@@ -76,7 +76,7 @@ def test_a_cluster_begins_once_even_if_nobody_remembers_that_it_did() -> None:
     world = ready_world()
     world.begun = False
     decision = plan.plan(wanted(3), world.observed())
-    assert isinstance(decision.step, plan.NoteBegun)
+    assert isinstance(decision.step, steps.NoteBegun)
 
 
 def test_nothing_begins_while_a_pod_has_not_said_that_it_waits() -> None:
@@ -85,9 +85,9 @@ def test_nothing_begins_while_a_pod_has_not_said_that_it_waits() -> None:
     observed = world.observed()
     silent = replace(observed, pods=(replace(observed.pods[0], state=""), *observed.pods[1:]))
     decision = plan.plan(wanted(3), silent)
-    assert isinstance(decision.step, plan.Wait)
+    assert isinstance(decision.step, steps.Wait)
     assert "pod 0" in decision.sentence
-    assert isinstance(plan.plan(wanted(3), observed).step, plan.Begin)
+    assert isinstance(plan.plan(wanted(3), observed).step, steps.Begin)
 
 
 def test_volumes_of_another_cluster_are_never_begun_anew() -> None:
@@ -105,7 +105,7 @@ def test_empty_volumes_of_a_cluster_that_had_begun_are_no_reason_to_begin_again(
     world.stores.clear()
     observed = replace(world.observed(), view=None)
     decision = plan.plan(wanted(3), observed)
-    assert isinstance(decision.step, plan.Wait)
+    assert isinstance(decision.step, steps.Wait)
     assert decision.refusal is not None
     assert decision.refusal[0] == "DataMissing"
 
@@ -115,7 +115,7 @@ def test_scaling_down_waits_while_a_shard_lacks_a_replica(replicas: int) -> None
     world = ready_world(5)
     del world.pods[0]
     decision = plan.plan(wanted(3), world.observed())
-    assert isinstance(decision.step, plan.Wait)
+    assert isinstance(decision.step, steps.Wait)
     assert decision.refusal is not None
     assert decision.refusal[0] == "UnderReplicated"
 
@@ -130,11 +130,11 @@ def test_no_pod_is_restarted_while_another_is_away_and_leaders_leave_first() -> 
     world = ready_world()
     desired = wanted(3, restart_hash=OLD)
     first = plan.plan(desired, world.observed())
-    assert isinstance(first.step, plan.HandOver | plan.DeletePod)
+    assert isinstance(first.step, steps.HandOver | steps.DeletePod)
     observed = world.observed()
     away = replace(observed, pods=(replace(observed.pods[0], is_ready=False), *observed.pods[1:]))
-    assert isinstance(plan.plan(desired, away).step, plan.Wait)
-    deleted = [decision.step for decision in drive(world, desired) if isinstance(decision.step, plan.DeletePod)]
+    assert isinstance(plan.plan(desired, away).step, steps.Wait)
+    deleted = [decision.step for decision in drive(world, desired) if isinstance(decision.step, steps.DeletePod)]
     assert sorted(step.ordinal for step in deleted) == [0, 1, 2]
 
 
@@ -144,8 +144,8 @@ def test_a_pod_that_does_not_run_is_made_anew_whatever_else_is_wrong() -> None:
     observed = world.observed()
     broken = tuple(replace(pod, is_ready=False, trouble="ImagePullBackOff") for pod in observed.pods)
     decision = plan.plan(wanted(3, restart_hash=OLD), replace(observed, pods=broken, view=None))
-    assert isinstance(decision.step, plan.DeletePod)
-    assert isinstance(plan.plan(wanted(3), replace(observed, pods=broken, view=None)).step, plan.Wait)
+    assert isinstance(decision.step, steps.DeletePod)
+    assert isinstance(plan.plan(wanted(3), replace(observed, pods=broken, view=None)).step, steps.Wait)
 
 
 def test_a_volume_is_not_given_up_while_its_shards_need_it() -> None:
@@ -159,7 +159,7 @@ def test_a_volume_is_not_given_up_while_its_shards_need_it() -> None:
 
 def test_a_paused_cluster_is_left_alone() -> None:
     decision = plan.plan(wanted(5, paused=True), ready_world().observed())
-    assert isinstance(decision.step, plan.Wait)
+    assert isinstance(decision.step, steps.Wait)
 
 
 def test_evictions_are_allowed_only_while_every_shard_is_complete() -> None:

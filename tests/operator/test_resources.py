@@ -13,10 +13,11 @@ import yaml
 
 from context_node.api_keys import KeyRing, Scope, create_key
 from context_node.settings import Settings
-from context_operator.plan import Decision, Desired, Observed, Wait
+from context_operator.plan import Desired, Observed
 from context_operator.resources import access, identity, monitors, names, services, settings, statefulset, tls
 from context_operator.spec import ClusterSpec, cluster_of, policy_of, seconds_of
 from context_operator.status import QUORUM_RUNBOOK, Pass, status_of
+from context_operator.steps import Decision, Wait
 
 ROOT = Path(__file__).resolve().parents[2]
 CRDS = sorted((ROOT / "crds").glob("*.yaml"))

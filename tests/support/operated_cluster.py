@@ -6,7 +6,7 @@ step takes a living shard below its majority, nothing begins twice, and no membe
 
 from dataclasses import dataclass, field
 
-from context_operator import plan
+from context_operator import steps
 from context_operator.balancer import _needing
 from context_operator.placement import AddLearner, Promote, Remove, Step, TransferLeader
 from context_operator.placement import plan as place
@@ -96,33 +96,33 @@ class World:
         self.numbers[number] = ordinal
         return number
 
-    def take(self, step: plan.Step, moves_max: int, wanted_hash: str) -> None:
+    def take(self, step: steps.Step, moves_max: int, wanted_hash: str) -> None:
         match step:
-            case plan.SetReplicas(count):
+            case steps.SetReplicas(count):
                 self.size = count
-            case plan.Begin(ordinal):
+            case steps.Begin(ordinal):
                 self.begin(ordinal)
-            case plan.NoteBegun():
+            case steps.NoteBegun():
                 self.begun = True
-            case plan.SetReplication(factor):
+            case steps.SetReplication(factor):
                 self.factor = factor
-            case plan.MarkNodes(numbers, draining):
+            case steps.MarkNodes(numbers, draining):
                 self.draining = self.draining | set(numbers) if draining else self.draining - set(numbers)
-            case plan.RemoveNodes(numbers):
+            case steps.RemoveNodes(numbers):
                 assert not any(self.held(n) for n in numbers), "a member with replicas was removed"
                 self.removed |= set(numbers)
-            case plan.HandOver(_, leaders):
+            case steps.HandOver(_, leaders):
                 for shard, node in leaders:
                     assert self.shards[shard][1].get(node)
                     self.shards[shard] = node, self.shards[shard][1]
-            case plan.DeletePod(ordinal, _):
+            case steps.DeletePod(ordinal, _):
                 del self.pods[ordinal]
                 self.check_majorities()
-            case plan.GiveUpVolume(ordinal):
+            case steps.GiveUpVolume(ordinal):
                 self.pods.pop(ordinal, None)
                 self.stores.pop(ordinal, None)
                 self.check_majorities()
-            case plan.Move(balances):
+            case steps.Move(balances):
                 self.move(balances, moves_max)
 
     def begin(self, ordinal: int) -> None:
