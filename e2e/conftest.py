@@ -69,8 +69,8 @@ def operator(image: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def cluster(operator: str, image: str) -> Cluster:
-    """The cluster of README, ready; most tests share it."""
+def shared(operator: str, image: str) -> Cluster:
+    """The cluster of README, ready."""
     found = re.search(r"kubectl apply -f - <<< '(\{.*\})'", (ROOT / "README.md").read_text())
     assert found is not None
     example = json.loads(found[1])
@@ -80,6 +80,16 @@ def cluster(operator: str, image: str) -> Cluster:
     made.wait_ready(3)
     print(f"README's cluster is ready {time.monotonic() - began:.0f} s after kubectl apply")
     return made
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Cluster:
+    """The cluster that most tests share: three nodes, ready also after a test that failed."""
+    if not shared.is_ready(3):
+        shared.spec = {"replicas": 3}
+        shared.apply()
+        shared.wait_ready(3)
+    return shared
 
 
 @pytest.fixture

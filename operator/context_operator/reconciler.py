@@ -115,7 +115,11 @@ class ClusterReconciler:
                 await self._keep_policies(cluster, admin)
                 # Last: a storage class that cannot do it must not hold up anything else.
                 await self._applier.grow_volumes(cluster, stateful_set)
-        except (AdminError, Unusable) as problem:
+        except AdminError as problem:
+            logger.info("%s/%s: not done: %s", self.namespace, self.name, problem)
+            # What nodes refuse while some of them are away is no news beside that.
+            made = Pass(decision, image, str(problem) if plan.is_complete(observed) else "")
+        except Unusable as problem:
             made = Pass(decision, image, str(problem))
         except KubeError as problem:
             if problem.status == 0:

@@ -163,16 +163,20 @@ def _ready(desired: Desired, observed: Observed, made: Pass) -> tuple[bool, str,
 def _lack(observed: Observed) -> tuple[str, str]:
     view = observed.view
     if view is None:
-        trouble = next((f" Pod {pod.ordinal}: {pod.trouble}" for pod in observed.pods if pod.trouble), "")
-        return "NoAnswer", f"No node tells how the cluster stands.{trouble}"
+        return "NoAnswer", f"No node tells how the cluster stands.{_trouble(observed)}"
     if view.shards_leaderless:
-        return "QuorumLost", _quorum_lost(view)
+        return "QuorumLost", _quorum_lost(view) + _trouble(observed)
     if away := [node.name for node in view.nodes if not node.is_alive and node.number in observed.ordinals]:
-        return "NodesAway", f"{', '.join(away)} {'does' if len(away) == 1 else 'do'} not answer."
+        return "NodesAway", f"{', '.join(away)} {'does' if len(away) == 1 else 'do'} not answer.{_trouble(observed)}"
     if unready := [pod for pod in observed.pods if not pod.is_ready]:
         trouble = next((f": {pod.trouble}" for pod in unready if pod.trouble), ".")
         return "PodsNotReady", f"Pod {unready[0].ordinal} is not ready{trouble}"
     return "UnderReplicated", f"{view.shards_total - view.shards_healthy} of {view.shards_total} shards lack a replica."
+
+
+def _trouble(observed: Observed) -> str:
+    """Why a pod does not run, in Kubernetes' words, as a sentence to go behind another."""
+    return next((f" Pod {pod.ordinal}: {pod.trouble}" for pod in observed.pods if pod.trouble), "")
 
 
 def _quorum_lost(view: ClusterView) -> str:
