@@ -13,6 +13,13 @@ from faults import Faults
 from kubernetes_cli import Failed, kubectl, run
 from store_cluster import Cluster
 
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A run takes most of an hour: what fails is told at once, and again at the end."""
+    if report.failed:
+        print(f"\nFAILED in {report.when}: {report.nodeid}\n{report.longreprtext[-3000:]}", flush=True)
+
+
 CHART = str(ROOT / "helm" / "contextstore")
 NAMESPACE = "apps"
 

@@ -44,8 +44,9 @@ def judge(text: str) -> Told:
         # The two agree (tests/chaos/test_histories.py); this one knows no rules, only what a log does.
         if check_linearizable(part, LogModel(), STEPS_MAX).outcome is Outcome.NOT_OK:
             told.wrong.append(f"{context}: no order of the operations explains the answers")
+        begun = min(one.called_at for one in part)
         ends = sorted(one.returned_at for one in part if isinstance(one.input, Append) and one.returned_at is not None)
-        told.gap_s = max([told.gap_s, *((later - at) / 1e9 for at, later in pairwise(ends))])
+        told.gap_s = max([told.gap_s, *((later - at) / 1e9 for at, later in pairwise([begun, *ends]))])
     return told
 
 

@@ -23,7 +23,7 @@ url = ("https" if tls else "http") + "://127.0.0.1:4000/v1" + path
 head = {"Authorization": "Bearer " + sys.argv[2], "Content-Type": "application/json"}
 data = None if body is None else json.dumps(body).encode()
 try:
-    with urllib.request.urlopen(urllib.request.Request(url, data, head, method=method), timeout=20, context=context) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, data, head, method=method), timeout=60, context=context) as answer:
         print(json.dumps([answer.status, json.loads(answer.read() or "null")]))
 except urllib.error.HTTPError as error:
     print(json.dumps([error.code, json.loads(error.read() or "null")]))
@@ -95,6 +95,22 @@ class Cluster:
     def machines(self) -> dict[str, str]:
         """By pod the machine that it runs on."""
         return self._of_pods(".spec.nodeName")
+
+    def spread(self, replicas: int) -> dict[str, str]:
+        """Have every pod on a machine of its own, which drains and faults before may have undone; by pod the machine."""
+
+        def crowded() -> list[str]:
+            at = self.machines()
+            return [name for name, machine in at.items() if list(at.values()).count(machine) > 1]
+
+        for _ in range(3 * replicas):
+            self.wait_ready(replicas)
+            if not (names := crowded()):
+                return self.machines()
+            uid = self.pods()[names[-1]]
+            kubectl("-n", self.namespace, "delete", "pod", names[-1])
+            until("the pod is another one", lambda uid=uid, name=names[-1]: self.pods().get(name) not in (None, uid))
+        raise AssertionError(f"the pods of {self.name} do not spread: {self.machines()}")
 
     def _of_pods(self, path: str) -> dict[str, str]:
         shown = f"jsonpath={{range .items[*]}}{{.metadata.name}}={{{path}}} {{end}}"

@@ -1,5 +1,6 @@
 """What goes wrong, under load: nothing acknowledged is lost, and the cluster is whole again when the fault is over."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,17 @@ def cordoned(*machines: str) -> Iterator[None]:
 def needs_class(name: str) -> None:
     if name not in kubectl("get", "storageclass", "-o", "name"):
         pytest.skip(f"the cluster has no storage class {name!r}; the local Kubernetes has")
+
+
+def healthy_machines() -> None:
+    """Wait until every machine is ready and takes pods: what is made before keeps away from it for ever."""
+
+    def are_healthy() -> bool:
+        nodes = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
+        workers = [one for one in nodes if "node-role.kubernetes.io/control-plane" not in one["metadata"].get("labels", {})]
+        return all(condition(one, "Ready").get("status") == "True" and not one["spec"].get("taints") for one in workers)
+
+    until("every machine is ready and takes pods", are_healthy)
 
 
 def test_two_pods_at_once(cluster: Cluster) -> None:
@@ -88,6 +100,7 @@ def test_each_machine_is_drained_in_turn(cluster: Cluster) -> None:
 def test_machines_are_drained_whose_volumes_stay_in_their_zone(another: Callable[..., Cluster]) -> None:
     """A pod waits until its zone has a machine again. Meanwhile the budget lets nobody take a second one."""
     needs_class("zonal")
+    healthy_machines()
     cluster = another("zonal", storage={"storageClassName": "zonal"})
     cluster.wait_ready(3)
     machines = cluster.machines()
@@ -119,9 +132,11 @@ def test_the_api_server_is_away_for_two_minutes(cluster: Cluster, faults: Faults
 
 @pytest.mark.parametrize("kind", ["power", "network"])
 def test_a_machine_is_lost_and_comes_back(cluster: Cluster, faults: Faults, kind: str) -> None:
+    healthy_machines()
+    machines = cluster.spread(3)
     cluster.start_app(f"lost-{kind}")
     spared = cluster.app_machine(f"lost-{kind}")
-    machine = next(node for node in cluster.machines().values() if node != spared)
+    machine = next(node for node in machines.values() if node != spared)
     (faults.cut_power if kind == "power" else faults.cut_network)(machine)
     try:
         cluster.wait_condition("Degraded", "True")
@@ -134,11 +149,13 @@ def test_a_machine_is_lost_and_comes_back(cluster: Cluster, faults: Faults, kind
 def test_a_machine_dies_for_good_with_its_volume(another: Callable[..., Cluster], faults: Faults) -> None:
     """Its disk was its own: the machine is deleted, the volume given up by an annotation, and the pod begins anew on another one."""
     needs_class("node-local")
+    healthy_machines()
     cluster = another("local", storage={"storageClassName": "node-local"})
     cluster.wait_ready(3)
     cluster.start_app("dead")
-    spared = cluster.app_machine("dead")
-    name, machine = next((pod, node) for pod, node in cluster.machines().items() if node != spared)
+    spared, machines = cluster.app_machine("dead"), cluster.machines()
+    assert len(set(machines.values())) == 3, "one pod on each machine, or two would die at once"
+    name, machine = next((pod, node) for pod, node in machines.items() if node != spared)
     number = next(one["number"] for one in cluster.get()["status"]["members"] if one["name"] == name)
     faults.cut_power(machine)
     try:

@@ -80,6 +80,17 @@ UNCHANGEABLE: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+BAD_NAMES = [("demo-peers", "must not end in -peers"), ("x" * 44, "43 characters at most"), ("9lives", "must begin with a letter")]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("name", "says"), BAD_NAMES, ids=[name for name, _ in BAD_NAMES])
+def test_6_a_name_that_objects_cannot_have_is_refused_with_a_sentence(operator: str, name: str, says: str) -> None:
+    body = {"apiVersion": "contextstore.dev/v1alpha1", "kind": "ContextCluster", "metadata": {"name": name}, "spec": {}}
+    with pytest.raises(Failed, match=says):
+        apply(body, namespace="default")
+
+
 @pytest.mark.core
 @pytest.mark.parametrize(("change", "says"), UNCHANGEABLE, ids=[json.dumps(change) for change, _ in UNCHANGEABLE])
 def test_6_what_cannot_be_changed_is_refused_with_a_sentence(cluster: Cluster, change: dict[str, Any], says: str) -> None:

@@ -7,9 +7,13 @@ the last ten years takes.
 
 import ipaddress
 import re
+import ssl
+import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -68,7 +72,7 @@ def issue(authority: Pair, hosts: Iterable[str], now: datetime) -> Pair:
 def is_good(pair: Pair, authority: str, hosts: Iterable[str], now: datetime) -> bool:
     """Whether a certificate may stay: it fits its key, comes from this authority, names the hosts, and has a third of its life left."""
     try:
-        check(pair, authority, hosts, now)
+        _check_form(pair, authority, hosts, now)
     except BadCertificate:
         return False
     found = _first(pair.certificate)
@@ -76,7 +80,13 @@ def is_good(pair: Pair, authority: str, hosts: Iterable[str], now: datetime) -> 
 
 
 def check(pair: Pair, authority: str, hosts: Iterable[str], now: datetime) -> None:
-    """Whether nodes can prove themselves with it, by these names and to holders of these authorities. Raises `BadCertificate`."""
+    """Whether nodes can prove themselves with it, by these names and to holders of these authorities. Takes some milliseconds, and files
+    that are gone afterwards. Raises `BadCertificate`."""
+    _check_form(pair, authority, hosts, now)
+    _check_handshake(pair, authority)
+
+
+def _check_form(pair: Pair, authority: str, hosts: Iterable[str], now: datetime) -> None:
     try:
         found = _first(pair.certificate)
         key = serialization.load_pem_private_key(pair.key.encode(), password=None)
@@ -86,7 +96,7 @@ def check(pair: Pair, authority: str, hosts: Iterable[str], now: datetime) -> No
         raise BadCertificate("tls.key is not the key of tls.crt.")
     if now >= found.not_valid_after_utc:
         raise BadCertificate(f"tls.crt has expired on {found.not_valid_after_utc:%Y-%m-%d}.")
-    if missing := [host for host in hosts if host not in _hosts(found)]:
+    if missing := [host for host in hosts if host.lower() not in _hosts(found)]:
         raise BadCertificate(f"tls.crt does not name {', '.join(missing)} among its subject alternative names.")
     _check_usage(found)
     _check_chain(pair.certificate, authority)
@@ -133,6 +143,38 @@ def _check_chain(certificate: str, authority: str) -> None:
     raise BadCertificate("tls.crt is not signed by an authority of ca.crt; put those between them behind the certificate in tls.crt.")
 
 
+def _check_handshake(pair: Pair, authority: str) -> None:
+    """Two nodes with this certificate meet, in memory: whatever else keeps OpenSSL from trusting it shows now, not on every node."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / name for name in ("crt", "key", "ca")}
+        for path in paths.values():
+            path.touch(mode=0o600)
+        for name, text in (("crt", pair.certificate), ("key", pair.key), ("ca", authority)):
+            paths[name].write_text(text)
+        try:
+            contexts = [ssl.SSLContext(protocol) for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)]
+            for context in contexts:
+                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.load_cert_chain(paths["crt"], paths["key"], password="")
+                context.load_verify_locations(paths["ca"])
+                context.verify_mode = ssl.CERT_REQUIRED
+            contexts[1].check_hostname = False
+            _meet(*contexts)
+        except (ssl.SSLError, ValueError) as error:
+            reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
+            raise BadCertificate(f"a node would not trust another with it: {reason.replace('_', ' ').lower()}.") from None
+
+
+def _meet(accepting: ssl.SSLContext, dialing: ssl.SSLContext) -> None:
+    """A TLS handshake, and a byte each way: in TLS 1.3 a client learns only then that it was refused. Raises ssl.SSLError."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [accepting.wrap_bio(up, down, server_side=True), dialing.wrap_bio(down, up)]
+    for step in ("do_handshake", "do_handshake", "do_handshake", "write", "read"):
+        for side in reversed(sides):
+            with suppress(ssl.SSLWantReadError):
+                getattr(side, step)(*([b"x"] if step == "write" else []))
+
+
 def _is_signed(found: x509.Certificate, by: x509.Certificate) -> bool:
     try:
         found.verify_directly_issued_by(by)
@@ -146,7 +188,7 @@ def _hosts(found: x509.Certificate) -> set[str]:
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return set()
-    return {str(one.value) for one in names if isinstance(one, x509.DNSName | x509.IPAddress)}
+    return {str(one.value).lower() for one in names if isinstance(one, x509.DNSName | x509.IPAddress)}
 
 
 def _first(pem: str) -> x509.Certificate:

@@ -10,9 +10,11 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 from context_operator import certificates
+from context_operator.applying import keep_owner
 from context_operator.certificates import BadCertificate, Pair
 from context_operator.kube import Kube, KubeError
 from context_operator.resources import identity, names, tls
@@ -20,6 +22,10 @@ from context_operator.spec import Cluster, Object
 
 SETTLE = timedelta(minutes=3)
 """By then every node has read what was mounted: kubelet brings changes within a minute and a bit, the node looks each second."""
+
+
+CHECK_AGAIN = timedelta(minutes=10)
+"""What was good is looked at again after this time: certificates run out."""
 
 
 class Unusable(Exception):
@@ -52,14 +58,29 @@ class CredentialKeeper:
 
     def __init__(self, kube: Kube, now: Callable[[], str], apply: Applies, crash: Callable[[str], Awaitable[None]]) -> None:
         self._kube, self._now, self._apply, self._crash = kube, now, apply, crash
+        self._passed: tuple[Pair, str, datetime] | None = None
+        """The user's certificate that was checked last and found good, its authority, and when."""
 
-    async def keep(self, cluster: Cluster, *, has_begun: bool) -> Known:
-        """Raises `Unusable` for what the user gave and cannot be used; what was good stays then."""
+    async def keep(self, cluster: Cluster, *, has_begun: bool) -> tuple[Known, list[str]]:
+        """What to speak to the nodes by, and what the user gave and cannot be used, in sentences: what was good stays then. Raises
+        `Unusable` where there was nothing good yet."""
         operator_key = await self._secret(cluster, has_begun)
-        await self._keys(cluster, operator_key)
-        if cluster.spec.tls.mode == "Disabled":
-            return Known(operator_key)
-        return Known(operator_key, await self._tls(cluster))
+        troubles = []
+        for part, name in ((partial(self._keys, cluster, operator_key), names.keys), (partial(self._tls, cluster), names.tls)):
+            try:
+                await part()
+            except Unusable as problem:
+                if await self._get("Secret", cluster, name(cluster.metadata.name)) is None:
+                    raise
+                troubles.append(str(problem))
+        return await self.read(cluster), troubles
+
+    async def read(self, cluster: Cluster) -> Known:
+        """What to speak to the nodes by as it stands, without a change."""
+        name = cluster.metadata.name
+        secret = await self._get("Secret", cluster, names.secrets(name))
+        trust = await self._get("ConfigMap", cluster, names.authority(name)) if cluster.spec.is_tls else None
+        return Known(entries(secret or {}).get("operator-key", ""), ((trust or {}).get("data") or {}).get("ca.crt", ""))
 
     # --- secrets and keys -----------------------------------------------------------------------------------------------
 
@@ -68,7 +89,10 @@ class CredentialKeeper:
         would not take in those with another one."""
         meta = cluster.metadata
         name = names.secrets(meta.name)
-        held = entries(await self._get("Secret", cluster, name) or {})
+        found = await self._get("Secret", cluster, name)
+        if found is not None:
+            await keep_owner(self._kube, cluster, found, is_owned=identity.is_owned(cluster))
+        held = entries(found or {})
         if "cluster-secret" not in held:
             if has_begun:
                 raise Unusable(
@@ -96,6 +120,8 @@ class CredentialKeeper:
             if given is None:
                 await self._kube.create(identity.api_key(cluster, secrets.token_urlsafe(32)))
                 given = await self._get("Secret", cluster, name)
+            else:
+                await keep_owner(self._kube, cluster, given, is_owned=identity.is_owned(cluster))
         try:
             lines = identity.key_lines(entries(given or {}))
             lines.append(identity.key_line(identity.OPERATOR_KEY_ID, f"{operator_key}=read+write+admin"))
@@ -105,15 +131,15 @@ class CredentialKeeper:
 
     # --- certificates ---------------------------------------------------------------------------------------------------
 
-    async def _tls(self, cluster: Cluster) -> str:
-        """Whom the nodes trust, in PEM."""
+    async def _tls(self, cluster: Cluster) -> None:
+        if not cluster.spec.is_tls:
+            return
         shown = shown_of(await self._get("Secret", cluster, names.tls(cluster.metadata.name)))
         now = datetime.fromisoformat(self._now())
         pair, authority = await self._given(cluster, shown, now)
         turned = turn(shown, pair, authority, now)
         await self._apply(tls.secret(cluster, turned.pair, turned.trust, turned.since))
         await self._apply(tls.authority(cluster, turned.trust))
-        return turned.trust
 
     async def _given(self, cluster: Cluster, shown: Shown | None, now: datetime) -> tuple[Pair, str]:
         """The certificate that nodes should show, and its authority."""
@@ -129,8 +155,11 @@ class CredentialKeeper:
         held = entries(found)
         pair, authority = Pair(held.get("tls.crt", ""), held.get("tls.key", "")), held.get("ca.crt", "")
         try:
-            certificates.check(pair, authority, tls.hosts_needed(cluster), now)
+            if self._passed is None or self._passed[:2] != (pair, authority) or now >= self._passed[2] + CHECK_AGAIN:
+                certificates.check(pair, authority, tls.hosts_needed(cluster), now)
+                self._passed = pair, authority, now
         except BadCertificate as problem:
+            self._passed = None
             stays = " The one before stays." if shown is not None else ""
             raise Unusable(f"The certificate in Secret {name} cannot be used: {problem}{stays}") from problem
         return pair, certificates.join(authority)

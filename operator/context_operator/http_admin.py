@@ -98,6 +98,10 @@ class HttpAdmin:
         """See `PATCH /v1/cluster`."""
         await self._ask("PATCH", "/cluster", {"replication_factor": factor, **self._epoch})
 
+    def speak_as(self, epoch: int) -> None:
+        """Steps from now on carry this epoch."""
+        self._epoch = {"epoch": epoch}
+
     async def raise_level(self, level: int) -> None:
         """See `PATCH /v1/cluster`."""
         await self._ask("PATCH", "/cluster", {"feature_level": level, **self._epoch})

@@ -14,6 +14,7 @@ from typing import Any
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from kubernetes.utils.quantity import parse_quantity
 from urllib3.exceptions import HTTPError
 
 from context_operator.spec import GROUP, VERSION, Object
@@ -153,6 +154,14 @@ class Kube:
         if answer.status >= 400:
             raise KubeError(answer.status, _told(data) or f"HTTP {answer.status}")
         return json.loads(data)
+
+
+def same_quantity(one: str, other: str) -> bool:
+    """Whether two quantities are equal, however they are written: `1Gi` and `1024Mi`."""
+    try:
+        return bool(parse_quantity(one) == parse_quantity(other))  # type: ignore[no-untyped-call]
+    except ValueError:
+        return one == other
 
 
 def _path(kind: str, namespace: str | None, name: str = "") -> str:

@@ -100,16 +100,16 @@ class Manager:
                 await kept.reconciler.close()
 
     async def _scan(self) -> None:
-        try:
-            for namespace in self._namespaces or (None,):
+        for namespace in self._namespaces or (None,):
+            try:
                 for value in await self._around.kube.list("ContextCluster", namespace):
                     meta = value["metadata"]
                     if (meta["namespace"], meta["name"]) not in self._kept:
                         self.wake(meta["namespace"], meta["name"])
                 await self._tell_orphans(namespace)
-        except KubeError as problem:
-            logger.warning("clusters cannot be listed: %s", problem)
-            # The API server is away, not we: a restart would not help.
+            except KubeError as problem:
+                # One namespace may be gone, or the API server away: a restart would help neither.
+                logger.warning("clusters of %s cannot be listed: %s", namespace or "all namespaces", problem)
         self._scanned_at = self._around.clock()
 
     async def _tell_orphans(self, namespace: str | None) -> None:

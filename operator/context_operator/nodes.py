@@ -16,7 +16,7 @@ from context_operator.http_admin import AdminError, HttpAdmin, Tls
 from context_operator.resources import names
 from context_operator.view import ClusterView, NodePolicies, SelfView, view_of
 
-SELF_TIMEOUT_S = 3.0
+SELF_TIMEOUT_S, LOOK_TIMEOUT_S = 3.0, 5.0
 STEP_TIMEOUT_S = 20.0
 
 
@@ -57,20 +57,39 @@ class HttpNodes:
     async def look(self, addresses: dict[int, str]) -> tuple[Admin, ClusterView] | None:
         """The cluster as a node sees it, and that node; None if none answers. Of several views the one that reaches most members: a node
         that is cut off sees all others away."""
-        best: tuple[int, Admin, ClusterView] | None = None
-        for address in addresses.values():
+
+        async def ask(address: str) -> tuple[Admin, ClusterView] | None:
             try:
-                async with asyncio.timeout(SELF_TIMEOUT_S + 2):
+                async with asyncio.timeout(LOOK_TIMEOUT_S):
                     admin = await self._admin(address)
-                    view = view_of(await admin.look())
+                    return admin, view_of(await admin.look())
             except (AdminError, TimeoutError, msgspec.ValidationError):
-                continue
-            reached = sum(node.is_alive for node in view.nodes)
-            if view.nodes and reached == len(view.nodes):
-                return admin, view
-            if view.nodes and (best is None or reached > best[0]):
-                best = reached, admin, view
-        return None if best is None else best[1:]
+                return None
+
+        best: tuple[Admin, ClusterView] | None = None
+        asking = [asyncio.ensure_future(ask(address)) for address in addresses.values()]
+        try:
+            # One after the other as they answer: where all is well the first is enough, and one that hangs holds up nobody.
+            for answer in asyncio.as_completed(asking):
+                found = await answer
+                if found is None or not found[1].nodes:
+                    continue
+                if _reached(found[1]) == len(found[1].nodes):
+                    return found
+                if best is None or _reached(found[1]) > _reached(best[1]):
+                    best = found
+        finally:
+            for one in asking:
+                one.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        return best
+
+    def speak_after(self, epoch: int) -> None:
+        """Take steps as the successor of whoever took one with this epoch: clocks of machines differ."""
+        if epoch >= self._epoch:
+            self._epoch = epoch + 1
+            for admin in self._open.values():
+                admin.speak_as(self._epoch)
 
     async def begin(self, address: str, cluster_id: str) -> None:
         """Have a node begin the cluster. Raises `AdminError`."""
@@ -89,6 +108,10 @@ class HttpNodes:
 
     async def close(self) -> None:
         await self.keep_only(())
+
+
+def _reached(view: ClusterView) -> int:
+    return sum(node.is_alive for node in view.nodes)
 
 
 def policies_of(value: Any) -> list[NodePolicies]:

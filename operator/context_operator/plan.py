@@ -13,7 +13,7 @@ Invariants:
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from context_operator.steps import (
     Begin,
@@ -73,6 +73,8 @@ class Observed:
     view: ClusterView | None
     ordinals: Mapping[int, int]
     """By member number the ordinal of its pod, where its name is one of this set's."""
+    kept: int = 0
+    """Pods that there would have to be for every volume and pod of the cluster to be in use; known only while there is no StatefulSet."""
 
 
 def plan(desired: Desired, observed: Observed) -> Decision:
@@ -80,11 +82,13 @@ def plan(desired: Desired, observed: Observed) -> Decision:
     if desired.paused:
         return Decision(Wait(), sentence="The cluster is paused; nothing is changed.")
     if observed.set_replicas is None:
-        return Decision(SetReplicas(desired.replicas), "Bootstrap", sentence="Pods are made.")
-    if not observed.is_bootstrapped:
-        return _begin(observed)
+        # Of a cluster that had begun any volume may hold what no other has: those that are too many are emptied before they go.
+        replicas = max(desired.replicas, observed.kept) if observed.is_bootstrapped else desired.replicas
+        return Decision(SetReplicas(replicas), "Bootstrap", sentence="Pods are made.")
     if (broken := _broken(desired, observed)) is not None:
         return broken
+    if not observed.is_bootstrapped:
+        return _begin(desired, observed)
     if observed.view is None:
         return _unanswered(desired, observed)
     return _Planner(desired, observed, observed.view).decide()
@@ -95,13 +99,16 @@ def may_lose(observed: Observed) -> int:
     return int(observed.is_bootstrapped and is_complete(observed) and not any(pod.is_deleting for pod in observed.pods))
 
 
-def is_complete(observed: Observed) -> bool:
-    """Whether every pod is ready, every member answers, and every shard has a leader and all its replicas."""
+def is_complete(observed: Observed, without: Collection[int] = ()) -> bool:
+    """Whether every pod is ready, every member answers, and every shard has a leader and all its replicas. The pods `without` do not
+    count."""
     view = observed.view
-    pods = [pod for pod in observed.pods if observed.set_replicas is not None and pod.ordinal < observed.set_replicas]
+    wanted = [ordinal for ordinal in range(observed.set_replicas or 0) if ordinal not in without]
+    pods = [pod for pod in observed.pods if pod.ordinal in wanted]
     return (
         view is not None
-        and len(pods) == observed.set_replicas
+        and observed.set_replicas is not None
+        and len(pods) == len(wanted)
         and all(pod.is_ready and not pod.is_deleting for pod in pods)
         and all(node.is_alive and node.is_ready for node in view.nodes if node.number in observed.ordinals)
         and view.shards_healthy == view.shards_total
@@ -117,7 +124,7 @@ def _is_whole(shard: ShardView) -> bool:
 # --- the beginning -----------------------------------------------------------------------------------------------------
 
 
-def _begin(observed: Observed) -> Decision:
+def _begin(desired: Desired, observed: Observed) -> Decision:
     pods = {pod.ordinal: pod for pod in observed.pods if pod.ordinal < (observed.set_replicas or 0)}
     members = [pod for pod in pods.values() if pod.cluster_id]
     foreign = [pod for pod in members if pod.cluster_id != observed.cluster_id]
@@ -129,6 +136,8 @@ def _begin(observed: Observed) -> Decision:
         return Decision(Wait(), "Bootstrap", sentence=sentence, refusal=("ForeignVolumes", sentence))
     if members:
         return Decision(NoteBegun(), "Bootstrap", sentence="The cluster has begun.")
+    if desired.replicas != observed.set_replicas and _has_not_begun(desired, observed, pods):
+        return Decision(SetReplicas(desired.replicas), "Bootstrap", sentence=f"{desired.replicas} pods are wanted.")
     missing = [ordinal for ordinal in range(observed.set_replicas or 0) if ordinal not in pods or pods[ordinal].state != "waiting"]
     if missing:
         trouble = next((pod.trouble for pod in pods.values() if pod.trouble), "")
@@ -137,14 +146,22 @@ def _begin(observed: Observed) -> Decision:
     return Decision(Begin(0), "Bootstrap", "pod 0", "Pod 0 begins the cluster.")
 
 
+def _has_not_begun(desired: Desired, observed: Observed, pods: Mapping[int, Pod]) -> bool:
+    """Whether another number of pods costs nothing: more never do, fewer only if pod 0 waits, with which every cluster begins."""
+    return desired.replicas > (observed.set_replicas or 0) or (0 in pods and pods[0].state == "waiting")
+
+
 # --- without the cluster's word ----------------------------------------------------------------------------------------
 
 
 def _broken(desired: Desired, observed: Observed) -> Decision | None:
     """A pod that does not run and is not what is wanted: it may be replaced whatever else is wrong, since it keeps nothing up."""
+    nodes = observed.view.nodes if observed.view is not None else []
+    up = {observed.ordinals[node.number] for node in nodes if node.is_alive and node.number in observed.ordinals}
     for pod in sorted(observed.pods, key=lambda pod: -pod.ordinal):
-        if desired.rolls and not pod.is_ready and not pod.is_deleting and pod.restart_hash != desired.restart_hash and pod.trouble:
-            sentence = f"Pod {pod.ordinal} does not run ({pod.trouble}) and is made anew as it is wanted now."
+        is_down = not pod.is_ready and (pod.trouble or (observed.view is not None and pod.ordinal not in up))
+        if desired.rolls and is_down and not pod.is_deleting and pod.restart_hash != desired.restart_hash:
+            sentence = f"Pod {pod.ordinal} does not run ({pod.trouble or 'its node does not answer'}) and is made anew as it is wanted now."
             return Decision(DeletePod(pod.ordinal, pod.uid), "RollingUpdate", f"pod {pod.ordinal}", sentence)
     return None
 
@@ -176,6 +193,7 @@ class _Planner:
                 self._held[one.node] = self._held.get(one.node, 0) + 1
         self._nodes = {node.number: node for node in view.nodes}
         self._current = self._current_members()
+        self._remark = ""
 
     def _current_members(self) -> dict[int, NodeView]:
         """By ordinal the member that its pod is now: of several with one name the newest."""
@@ -187,11 +205,23 @@ class _Planner:
         return current
 
     def decide(self) -> Decision:
-        attempts = (self._grow, self._factor, self._replace, self._superseded, self._undrain, self._shrink, self._move_needed, self._roll)
+        """What is refused holds up nothing else: it is told beside what can be done, or alone where nothing can."""
+        attempts = (self._grow, self._factor, self._superseded, self._undrain, self._replace, self._shrink, self._move_needed, self._roll)
+        refused: Decision | None = None
         for attempt in attempts:
-            if (decision := attempt()) is not None:
-                return decision
-        return self._balance()
+            decision = attempt()
+            if decision is None:
+                continue
+            if decision.refusal is None:
+                return self._beside(decision, refused)
+            refused = refused or decision
+        return refused or self._balance()
+
+    @staticmethod
+    def _beside(decision: Decision, refused: Decision | None) -> Decision:
+        if refused is None:
+            return decision
+        return replace(decision, refusal=refused.refusal, refused_operation=refused.operation)
 
     def _grow(self) -> Decision | None:
         if self._desired.replicas <= self._size:
@@ -273,7 +303,7 @@ class _Planner:
             if self._desired.mode == "Disabled":
                 sentence = f"{subject} cannot leave while rebalance.mode is Disabled: nothing may be moved."
                 return Decision(Wait(), "ScaleDown", target, sentence, ("RebalanceDisabled", sentence))
-            if not begun and not is_complete(self._observed):
+            if not begun and not self._would_do_without(leaving):
                 sentence = f"{subject} cannot leave yet: {self._lacks()}"
                 return Decision(Wait(), "ScaleDown", target, sentence, ("UnderReplicated", sentence))
             numbers = tuple(sorted(node.number for node in leaving.values() if not node.draining))
@@ -284,17 +314,21 @@ class _Planner:
             return Decision(Move(balances=False), "ScaleDown", target, left)
         empty = f"{subject} {_verb(places, 'holds', 'hold')} nothing any more"
         if not self._shards_are_whole():
-            return Decision(Wait(), "ScaleDown", target, f"{empty}; waiting until every shard is complete.")
+            waits = f"{empty}; waiting until every shard is complete."
+            return Decision(Wait(), "ScaleDown", target, waits, ("UnderReplicated", waits))
         sentence = f"{empty} and {_verb(places, 'is', 'are')} taken away."
         return Decision(SetReplicas(self._desired.replicas), "ScaleDown", target, sentence)
+
+    def _would_do_without(self, leaving: Mapping[int, NodeView]) -> bool:
+        """Whether all is complete but for pods that were to come and are in no cluster yet."""
+        strangers = {ordinal for ordinal in range(self._desired.replicas, self._size) if ordinal not in leaving}
+        return is_complete(self._observed, strangers)
 
     # Replicas that have to move whatever else is wished
 
     def _move_needed(self) -> Decision | None:
-        if self._desired.mode == "Disabled":
-            return None
         draining = [node for node in self._view.nodes if node.draining and self._held.get(node.number)]
-        if draining:
+        if draining and self._desired.mode != "Disabled":
             return Decision(Move(balances=False), "Replace", self._names(node.number for node in draining), "Replicas leave drained nodes.")
         wanted = self._wanted()
         ordinary = [shard for shard in self._view.shards if not shard.is_system]
@@ -304,6 +338,9 @@ class _Planner:
             for shard in self._view.shards
             if shard.is_joint or (not shard.is_system and any(not o.is_voter for o in shard.replicas))
         ]
+        if (few or unfinished) and self._desired.mode == "Disabled":
+            sentence = f"Replicas should come to {_shards(few or unfinished)}, and rebalance.mode Disabled lets none be moved."
+            return Decision(Wait(), "Rebalance", sentence=sentence, refusal=("RebalanceDisabled", sentence))
         if few or unfinished:
             return Decision(Move(balances=False), "Rebalance", sentence=f"Replicas come to {_shards(few or unfinished)}.")
         return None
@@ -325,7 +362,8 @@ class _Planner:
         left = _pods(sorted(pod.ordinal for pod in outdated))
         if not self._desired.rolls:
             waits = _verb(outdated, "is not as wanted and waits", "are not as wanted and wait")
-            return Decision(Wait(), sentence=f"{left.capitalize()} {waits} to be deleted by you (updateStrategy OnDelete).")
+            self._remark = f"{left.capitalize()} {waits} to be deleted by you (updateStrategy OnDelete)."
+            return None
         if missing or away:
             waiting = _pods([*missing, *(pod.ordinal for pod in away)])
             trouble = next((pod.trouble for pod in away if pod.trouble), "")
@@ -374,8 +412,8 @@ class _Planner:
         # While a pod is away its leaders and replicas are not worth moving twice.
         if self._desired.mode != "Auto" or not is_complete(self._observed):
             lacks = "" if is_complete(self._observed) else self._lacks()
-            return Decision(Wait(), sentence=lacks)
-        return Decision(Move(balances=True), sentence="")
+            return Decision(Wait(), sentence=lacks or self._remark)
+        return Decision(Move(balances=True), sentence=self._remark)
 
     # Words
 

@@ -58,7 +58,7 @@ class PolicyKeeper:
         told = policies_of(await admin.node_policies()) if policies else []
         is_settled = True
         for policy, answer in answers:
-            is_settled &= await self._tell(policy, answer, told, first)
+            is_settled &= answer is not None and await self._tell(policy, answer, told, first)
         self._due = self._clock() + (LOOK_AGAIN_S if is_settled else BUSY_S)
 
     async def _policies(self) -> list[Policy]:
@@ -73,14 +73,17 @@ class PolicyKeeper:
                 found.append(policy)
         return found
 
-    async def _put(self, admin: Admin, policy: Policy) -> "Taken | str":
-        """What the nodes made of it, or why they refuse it. Raises `AdminError` if they could not be asked."""
+    async def _put(self, admin: Admin, policy: Policy) -> "Taken | str | None":
+        """What the nodes made of it, or why they refuse it; None if they cannot now. Raises `AdminError` if they could not be asked."""
         try:
             answer: Any = await admin.put_policy(policy.metadata.name, policy.spec.body())
             return Taken(answer["generation"], answer["created_at"])
         except AdminError as problem:
             if 400 <= problem.status < 500 and problem.status != 429:
                 return str(problem)
+            if problem.status:
+                logger.info("%s/%s: policy %s is put later: %s", self._namespace, self._cluster, policy.metadata.name, problem)
+                return None
             raise
 
     async def _delete(self, admin: Admin, name: str) -> None:
@@ -112,7 +115,7 @@ class Taken:
     created_at: str
 
 
-def first_default(answers: Iterable[tuple[Policy, Taken | str]]) -> str:
+def first_default(answers: Iterable[tuple[Policy, Taken | str | None]]) -> str:
     """The name of the policy that is the default: of several the one that the nodes got first. Empty if none is."""
     marked = [(answer.created_at, policy.metadata.name) for policy, answer in answers if policy.spec.default and isinstance(answer, Taken)]
     return min(marked, default=("", ""))[1]

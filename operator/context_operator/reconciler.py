@@ -9,12 +9,12 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from context_operator import balancer, plan, policies, steps
-from context_operator.applying import Applier
+from context_operator.applying import Applier, Foreign, keep_owner
 from context_operator.credentials import CredentialKeeper, Known, Unusable
 from context_operator.http_admin import AdminError
 from context_operator.kube import Kube, KubeError
@@ -31,6 +31,9 @@ logger = logging.getLogger("contextstore.operator")
 
 AGAIN_S, BUSY_S, IDLE_S = 0.3, 1.5, 15.0
 """Until the next pass: after a step, while something is waited for, and when nothing is to do. Events come before."""
+
+FENCED = (steps.SetReplicas, steps.DeletePod, steps.GiveUpVolume, steps.HandOver)
+"""Steps that end, or may end, in something that nodes take no part in."""
 
 HAND_OVER_S = 20.0
 """A pod whose leaders do not leave in this time is made anew nevertheless: it hands over what it can when it stops."""
@@ -69,6 +72,8 @@ class ClusterReconciler:
     _said: tuple[str, str] = ("", "")
     _was_ready: bool | None = None
     _hands_over: tuple[str, float] | None = None
+    _has_looked: bool = False
+    """Whether the nodes have told which administrator took the last step: this one comes after it."""
     _policies: policies.PolicyKeeper | None = None
 
     _applier: Applier = field(init=False)
@@ -93,114 +98,162 @@ class ClusterReconciler:
         cluster = cluster_of(found)
         stateful_set = await self.around.kube.get("StatefulSet", self.namespace, self.name)
         image = image_of(cluster, stateful_set, self.around.default_image)
-        trouble = ""
-        known: Object = {"data": {}}
-        try:
-            known = await self._identity(cluster, stateful_set)
-            await self._meet_nodes(cluster, known)
-        except Unusable as problem:
-            trouble = str(problem)
-        pods = await self._pods()
+        pods = await self.around.kube.list("Pod", self.namespace, names.selector(self.name))
+        known, troubles, may_act = await self._prepare(cluster, stateful_set, pods)
         desired = desired_of(cluster, image, self._replace(cluster))
-        observed, admin = await self._observe(cluster, known, stateful_set, pods)
-        if trouble:
-            decision = Decision(steps.Wait(), sentence=trouble)
-        else:
+        observed, admin = await self._observe(known, stateful_set, pods)
+        if may_act or desired.paused:
             decision = plan.plan(desired, observed)
-        made = Pass(decision, image, trouble)
-        try:
-            if not trouble and not desired.paused:
-                await self._applier.everything(cluster, observed, stateful_set, image)
-                made = await self._take(cluster, desired, observed, admin, made)
+        else:
+            decision = Decision(steps.Wait(), sentence=troubles[0])
+        made = Pass(decision, image)
+        if stateful_set is not None:
+            troubles += await self._applier.budget(cluster, observed)
+        if may_act and not desired.paused:
+            try:
+                troubles += await self._applier.everything(cluster, observed, stateful_set, image)
+                made = await self._take(cluster, observed, admin, made)
                 await self._keep_policies(cluster, admin)
-                # Last: a storage class that cannot do it must not hold up anything else.
-                await self._applier.grow_volumes(cluster, stateful_set)
-        except AdminError as problem:
-            logger.info("%s/%s: not done: %s", self.namespace, self.name, problem)
-            # What nodes refuse while some of them are away is no news beside that.
-            made = Pass(decision, image, str(problem) if plan.is_complete(observed) else "")
-        except Unusable as problem:
-            made = Pass(decision, image, str(problem))
-        except KubeError as problem:
-            if problem.status == 0:
-                raise
-            made = Pass(decision, image, f"Kubernetes refused: {problem}")
+                made = replace(made, small_volume=await self._applier.grow_volumes(cluster, stateful_set))
+            except AdminError as problem:
+                logger.info("%s/%s: not done: %s", self.namespace, self.name, problem)
+                # What nodes refuse while some of them are away is no news beside that.
+                troubles += [str(problem)] if plan.is_complete(observed) else []
+            except (Unusable, Foreign) as problem:
+                troubles.append(str(problem))
+            except KubeError as problem:
+                troubles.append(self._refused(problem))
+        made = replace(made, trouble=" ".join(troubles))
         await self._report(cluster, desired, observed, made)
         return Result(_pause(made))
 
+    async def _prepare(self, cluster: Cluster, stateful_set: Object | None, pods: list[Object]) -> tuple[Object, list[str], bool]:
+        """The identity; what is wrong, in sentences; and whether steps may be taken all the same. A paused cluster is only read."""
+        known: Object = {"data": {}}
+        try:
+            if cluster.spec.paused:
+                found = await self.around.kube.get("ConfigMap", self.namespace, names.identity(self.name))
+                await self._meet_nodes(await self._credentials.read(cluster))
+                return found or known, [], False
+            known = await self._identity(cluster, stateful_set, pods)
+            has_begun = (known.get("data") or {}).get(names.BOOTSTRAPPED) == "true"
+            credentials, troubles = await self._credentials.keep(cluster, has_begun=has_begun)
+            await self._meet_nodes(credentials)
+            return known, troubles, True
+        except (Unusable, Foreign) as problem:
+            await self._meet_nodes(await self._credentials.read(cluster))
+            return known, [str(problem)], False
+        except KubeError as problem:
+            return known, [self._refused(problem)], False
+
+    @staticmethod
+    def _refused(problem: KubeError) -> str:
+        """Raises the problem itself where the API server said nothing."""
+        if problem.status == 0:
+            raise problem
+        return f"Kubernetes refused: {problem}"
+
     # --- what there is --------------------------------------------------------------------------------------------------
 
-    async def _pods(self) -> list[Object]:
-        return await self.around.kube.list("Pod", self.namespace, names.selector(self.name))
-
-    async def _observe(
-        self, cluster: Cluster, known: Object, stateful_set: Object | None, pods: list[Object]
-    ) -> tuple[Observed, Admin | None]:
+    async def _observe(self, known: Object, stateful_set: Object | None, pods: list[Object]) -> tuple[Observed, Admin | None]:
         addresses = addresses_of(self.name, pods)
+        has_begun = (known.get("data") or {}).get(names.BOOTSTRAPPED) == "true"
         admin, view, selves = None, None, {}
         if self.nodes is not None and addresses:
             await self.nodes.keep_only(addresses.values())
-            if (known.get("data") or {}).get(names.BOOTSTRAPPED) == "true" and (answer := await self.nodes.look(addresses)) is not None:
+            if has_begun and (answer := await self.nodes.look(addresses)) is not None:
                 admin, view = answer
+                if not self._has_looked:
+                    self._has_looked = True
+                    self.nodes.speak_after(view.epoch)
             else:
                 selves = await self.nodes.selves(addresses)
-        return observed_of(self.name, known, stateful_set, pods, selves, view), admin
+        kept = await self._kept(pods) if has_begun and stateful_set is None else 0
+        return replace(observed_of(self.name, known, stateful_set, pods, selves, view), kept=kept), admin
+
+    async def _kept(self, pods: list[Object]) -> int:
+        """How many pods it takes for every volume and pod that is there."""
+        claims = await self.around.kube.list("PersistentVolumeClaim", self.namespace, names.selector(self.name))
+        held = [one["metadata"]["name"].removeprefix(f"{names.DATA_VOLUME}-") for one in claims]
+        ordinals = [names.ordinal_of(self.name, name) for name in [*held, *(pod["metadata"]["name"] for pod in pods)]]
+        return 1 + max((one for one in ordinals if one is not None), default=-1)
 
     def _replace(self, cluster: Cluster) -> int | None:
         wish = cluster.metadata.annotations.get(names.REPLACE)
         if wish is None:
             return None
         ordinal = wish.partition("/")[0]
-        if not (ordinal.isascii() and ordinal.isdigit()):
+        if not (ordinal.isascii() and ordinal.isdigit() and len(ordinal) < 4):
             logger.warning("%s/%s: annotation %s=%s names no pod; give its number", self.namespace, self.name, names.REPLACE, wish)
             return None
         return int(ordinal)
 
     # --- what is made once ----------------------------------------------------------------------------------------------
 
-    async def _identity(self, cluster: Cluster, stateful_set: Object | None) -> Object:
+    async def _identity(self, cluster: Cluster, stateful_set: Object | None, pods: list[Object]) -> Object:
         """The cluster's identity; drawn now if it never had one. Raises `Unusable` if there is data that nobody knows the id of."""
         kube, name = self.around.kube, names.identity(self.name)
         known = await kube.get("ConfigMap", self.namespace, name)
         if known is not None:
+            owners = [one["uid"] for one in known["metadata"].get("ownerReferences") or []]
+            if owners and cluster.metadata.uid not in owners:
+                raise Unusable(f"ConfigMap {name} belongs to a cluster of this name that was deleted; waiting until it is gone.")
+            await keep_owner(kube, cluster, known, is_owned=identity.is_owned(cluster))
             return known
         claims = await kube.list("PersistentVolumeClaim", self.namespace, names.selector(self.name))
-        if claims or stateful_set is not None:
+        if (claims or stateful_set is not None) and not await self._is_empty(cluster, stateful_set, pods):
             held = ", ".join(sorted(claim["metadata"]["name"] for claim in claims)) or "a StatefulSet"
             raise Unusable(
-                f"ConfigMap {name} is missing and there is data already ({held}). Restore the ConfigMap with the cluster's id "
+                f"ConfigMap {name} is missing and there may be data already ({held}). Restore the ConfigMap with the cluster's id "
                 '(`clusterId`, `bootstrapped: "true"`), or delete the volumes to begin anew.'
             )
-        await kube.create(identity.identity(cluster, secrets.token_hex(16), is_bootstrapped=False))
+        # Pods that run already were told the id that they may have.
+        drawn = cluster.status.get("clusterId") or secrets.token_hex(16)
+        await kube.create(identity.identity(cluster, drawn, is_bootstrapped=False))
         await self.around.crash("identity")
         made = await kube.get("ConfigMap", self.namespace, name)
         if made is None:
             raise Unusable(f"ConfigMap {name} was deleted while the cluster was being made.")
         return made
 
-    async def _meet_nodes(self, cluster: Cluster, identity: Object) -> None:
-        """Keep the cluster's credentials, and speak to its nodes by them. Raises `Unusable`."""
-        has_begun = (identity.get("data") or {}).get(names.BOOTSTRAPPED) == "true"
-        known = await self._credentials.keep(cluster, has_begun=has_begun)
+    async def _is_empty(self, cluster: Cluster, stateful_set: Object | None, pods: list[Object]) -> bool:
+        """Whether every pod of the set says that its volume holds nothing."""
+        addresses = addresses_of(self.name, pods)
+        if stateful_set is None or len(addresses) != stateful_set["spec"].get("replicas", 1):
+            return False
+        await self._meet_nodes(await self._credentials.read(cluster))
+        assert self.nodes is not None
+        selves = await self.nodes.selves(addresses)
+        return len(selves) == len(addresses) and all(one.state == "waiting" for one in selves.values())
+
+    async def _meet_nodes(self, known: Known) -> None:
+        """Speak to the nodes by these credentials from now on."""
         if known != self._known:
             await self.close()
             host = names.host(self.name, self.namespace, 0)
             self._known, self.nodes = known, HttpNodes(known.operator_key, self.around.epoch, known.trust, host)
+            self._has_looked = False
 
     # --- one step -------------------------------------------------------------------------------------------------------
 
-    async def _take(self, cluster: Cluster, desired: Desired, observed: Observed, admin: Admin | None, made: Pass) -> Pass:
+    async def _take(self, cluster: Cluster, observed: Observed, admin: Admin | None, made: Pass) -> Pass:
         decision, kube = made.decision, self.around.kube
         moved: Plan | None = None
+        if not isinstance(decision.step, steps.HandOver):
+            self._hands_over = None
+        if isinstance(decision.step, FENCED) and admin is not None and observed.view is not None:
+            # Nodes refuse the steps of an operator that has a successor; of these Kubernetes knows nothing, so nodes are asked before.
+            await admin.set_replication(observed.view.replication_factor)
         match decision.step:
             case steps.Wait():
                 pass
             case steps.SetReplicas(replicas):
-                await self._applier.stateful_set(cluster, replicas, made.image, await kube.get("StatefulSet", self.namespace, self.name))
+                found = await kube.get("StatefulSet", self.namespace, self.name)
+                await self._applier.stateful_set(cluster, replicas, made.image, found)
             case steps.Begin(ordinal):
                 assert self.nodes is not None
-                addresses = addresses_of(self.name, await self._pods())
-                await self.nodes.begin(addresses[ordinal], observed.cluster_id)
+                pods = await kube.list("Pod", self.namespace, names.selector(self.name))
+                await self.nodes.begin(addresses_of(self.name, pods)[ordinal], observed.cluster_id)
             case steps.NoteBegun():
                 await kube.patch("ConfigMap", self.namespace, names.identity(self.name), {"data": {names.BOOTSTRAPPED: "true"}})
             case steps.SetReplication(factor) if admin is not None:
@@ -228,7 +281,9 @@ class ClusterReconciler:
         return Pass(decision, made.image, moves_left=left, blocked=moved.blocked, drain_overdue=self._is_overdue(cluster, decision))
 
     async def _hand_over(self, step: steps.HandOver, observed: Observed, admin: Admin) -> None:
-        uid = next(pod.uid for pod in observed.pods if pod.ordinal == step.ordinal)
+        uid = next((pod.uid for pod in observed.pods if pod.ordinal == step.ordinal), None)
+        if uid is None:
+            return
         if self._hands_over is None or self._hands_over[0] != uid:
             self._hands_over = uid, self.around.clock()
         if self.around.clock() > self._hands_over[1] + HAND_OVER_S:

@@ -25,6 +25,8 @@ class Pass:
     decision: Decision
     image: str
     trouble: str = ""
+    small_volume: str = ""
+    """Why a volume does not become as large as it should."""
     moves_left: int = 0
     blocked: tuple[str, ...] = ()
     drain_overdue: bool = False
@@ -113,6 +115,7 @@ def _conditions(cluster: Cluster, desired: Desired, observed: Observed, made: Pa
         ("Degraded", *_degraded(observed, made)),
         ("Rebalancing", *_rebalancing(made)),
         ("ScaleAllowed", *_scale_allowed(desired, observed, made)),
+        ("StorageResized", not made.small_volume, "TooSmall" if made.small_volume else "AsWished", made.small_volume),
         ("Paused", desired.paused, "Paused" if desired.paused else "NotPaused", "spec.paused is true." if desired.paused else ""),
     ]
     return merged(cluster.status.get("conditions") or [], found, cluster.metadata.generation, now)
@@ -143,10 +146,10 @@ def merged(before: Sequence[Object], found: Sequence[Found], generation: int, no
 
 
 def _ready(desired: Desired, observed: Observed, made: Pass) -> tuple[bool, str, str]:
-    if made.trouble:
-        return False, "NotReconciled", made.trouble
     if not observed.is_bootstrapped:
-        return False, "Bootstrapping", made.decision.sentence
+        return (False, "NotReconciled", made.trouble) if made.trouble else (False, "Bootstrapping", made.decision.sentence)
+    if made.trouble and is_complete(observed):
+        return False, "NotReconciled", made.trouble
     if observed.set_replicas != desired.replicas:
         return False, made.decision.operation or "Scaling", made.decision.sentence
     if not is_complete(observed):
@@ -206,13 +209,15 @@ def _progressing(made: Pass) -> tuple[bool, str, str]:
 
 
 def _degraded(observed: Observed, made: Pass) -> tuple[bool, str, str]:
-    if made.trouble:
+    if made.trouble and (not observed.is_bootstrapped or is_complete(observed)):
         return True, "NotReconciled", made.trouble
     if made.decision.refusal is not None and made.decision.refusal[0] in ("ForeignVolumes", "DataMissing"):
         return True, *made.decision.refusal
     if not observed.is_bootstrapped or is_complete(observed):
         return False, "AsItShouldBe", ""
-    return True, *_lack(observed)
+    reason, sentence = _lack(observed)
+    # What is lost comes first, and what keeps it from being mended behind it.
+    return True, reason, f"{sentence} {made.trouble}".strip()
 
 
 def _rebalancing(made: Pass) -> tuple[bool, str, str]:
@@ -223,7 +228,7 @@ def _rebalancing(made: Pass) -> tuple[bool, str, str]:
 
 
 def _scale_allowed(desired: Desired, observed: Observed, made: Pass) -> tuple[bool, str, str]:
-    if made.decision.operation == "ScaleDown" and made.decision.refusal is not None:
+    if made.decision.refusal is not None and (made.decision.refused_operation or made.decision.operation) == "ScaleDown":
         return False, *made.decision.refusal
     if made.drain_overdue:
         held_up = made.blocked[0] if made.blocked else made.decision.sentence

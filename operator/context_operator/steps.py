@@ -93,3 +93,5 @@ class Decision:
     target: str = ""
     sentence: str = ""
     refusal: tuple[str, str] | None = None
+    refused_operation: str = ""
+    """What `refusal` is about, which may be something else than what is done meanwhile."""

@@ -140,7 +140,7 @@ def test_a_certificate_of_cert_manager_names_every_pod_and_the_service() -> None
 
 def test_every_name_and_selector_holds_the_clusters_name() -> None:
     one, other = cluster(), cluster(name="demo-2")
-    for build in (services.peers, services.client, access.network_policy, settings.config_map):
+    for build in (services.peers, services.client, access.network_policy):
         assert build(one)["metadata"]["name"] != build(other)["metadata"]["name"]
     assert services.client(one)["spec"]["selector"] != services.client(other)["spec"]["selector"]
     assert names.ordinal_of("demo", "demo-2-0") is None
@@ -197,7 +197,7 @@ def test_every_condition_is_there_from_the_first_pass_and_keeps_its_time() -> No
     made = Pass(Decision(Wait(), "Bootstrap", sentence="Pods are made."), "image:1")
     first = status_of(cluster(), Desired(3, 3, "h"), observed, made, "2026-01-01T00:00:00Z")
     kinds = {one["type"] for one in first["conditions"]}
-    assert kinds == {"Ready", "Available", "Progressing", "Degraded", "Rebalancing", "ScaleAllowed", "Paused"}
+    assert kinds == {"Ready", "Available", "Progressing", "Degraded", "Rebalancing", "ScaleAllowed", "StorageResized", "Paused"}
     again = cluster_of({"metadata": {"name": "demo", "namespace": "apps"}, "spec": {}, "status": first})
     second = status_of(again, Desired(3, 3, "h"), observed, made, "2026-01-02T00:00:00Z")
     assert {one["lastTransitionTime"] for one in second["conditions"]} == {"2026-01-01T00:00:00Z"}

@@ -175,6 +175,11 @@ class EmulatedCluster:
         self.silent: set[int] = set()
         """Pods whose nodes answer nobody."""
         self.policies: dict[str, Object] = {}
+        self.refused_policies: set[str] = set()
+        """Policies that the nodes cannot take now."""
+        self.epoch = 0
+        self.fails: Callable[[int, Object], Object | None] = lambda _ordinal, _spec: None
+        """By ordinal and pod spec what Kubernetes tells of a pod that does not run; asked when the pod is made."""
         self._kubernetes, self._namespace, self._name, self._stack = kubernetes, namespace, name, stack
         self._addresses: dict[int, str] = {}
         self._block = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}"
@@ -191,19 +196,20 @@ class EmulatedCluster:
         there = {ordinal: one for one in kube.all("Pod") if (ordinal := names.ordinal_of(self._name, one["metadata"]["name"])) is not None}
         for ordinal in [one for one in there if one >= world.size]:
             kube.delete("Pod", self._namespace, names.pod(self._name, ordinal))
-        for ordinal in [one for one in world.pods if one not in there]:
+        for ordinal in [one for one in {*world.pods, *world.broken, *world.stores} if one not in there]:
             # It was deleted; its volume may be gone too.
-            del world.pods[ordinal]
+            world.pods.pop(ordinal, None)
+            world.broken.discard(ordinal)
             if ("PersistentVolumeClaim", self._namespace, names.claim(self._name, ordinal)) not in kube.objects:
                 world.stores.pop(ordinal, None)
         for ordinal in range(world.size):
             if ordinal not in there:
-                await self._start(ordinal, template["metadata"], stateful_set["spec"]["volumeClaimTemplates"][0])
+                await self._start(ordinal, template, stateful_set["spec"]["volumeClaimTemplates"][0])
         # `settle` of the world takes members in; a member's process is asked for its own view.
         world.settle(wanted_hash)
 
-    async def _start(self, ordinal: int, meta: Object, claim: Object) -> None:
-        kube = self._kubernetes
+    async def _start(self, ordinal: int, template: Object, claim: Object) -> None:
+        kube, meta = self._kubernetes, template["metadata"]
         if ("PersistentVolumeClaim", self._namespace, names.claim(self._name, ordinal)) not in kube.objects:
             labels = claim["metadata"]["labels"]
             body = {"name": names.claim(self._name, ordinal), "namespace": self._namespace, "labels": labels}
@@ -212,8 +218,12 @@ class EmulatedCluster:
             self._addresses[ordinal] = f"{self._block}.{ordinal + 1}"
             await _serve(self._stack, lambda request: self._answer(ordinal, request), self._addresses[ordinal], names.CLIENT_PORT)
         about = {**copy.deepcopy(meta), "name": names.pod(self._name, ordinal), "namespace": self._namespace}
-        status = {"podIP": self._addresses[ordinal], "conditions": [{"type": "Ready", "status": "True"}]}
+        trouble = self.fails(ordinal, template["spec"])
+        status = trouble or {"podIP": self._addresses[ordinal], "conditions": [{"type": "Ready", "status": "True"}]}
         kube.put({"kind": "Pod", "metadata": about, "status": status})
+        if trouble is not None:
+            self.world.broken.add(ordinal)
+            return
         self.world.pods[ordinal] = meta["annotations"][names.RESTART_HASH]
 
     # --- a node's admin API ---------------------------------------------------------------------------------------------
@@ -232,6 +242,10 @@ class EmulatedCluster:
 
     def _handle(self, ordinal: int, method: str, path: str, body: Object) -> object:
         world = self.world
+        if (epoch := body.get("epoch", 0)) and "cluster_id" not in body:
+            if epoch < self.epoch:
+                raise Refusal(409, f"Epoch {epoch} is older than {self.epoch}: another administrator has taken over.")
+            self.epoch = epoch
         match method, path.split("/")[1:]:
             case "GET", ["cluster", "self"]:
                 member = world.stores.get(ordinal, 0)
@@ -269,6 +283,8 @@ class EmulatedCluster:
                 ]
                 return {"nodes": nodes}
             case "PUT", ["policies", name]:
+                if name in self.refused_policies:
+                    raise Refusal(503, "This shard has no leader now; try again shortly.")
                 if body["config"].get("limit", 1) < 1:
                     raise Refusal(400, "config.limit must be at least 1")
                 before = self.policies.get(name, {"generation": 0})
@@ -294,7 +310,7 @@ class EmulatedCluster:
         world.begun = is_noted
         assert shown is not None
         nodes = [msgspec.structs.replace(node, name=node.name.replace("c-", f"{self._name}-")) for node in shown.nodes]
-        return msgspec.structs.replace(shown, nodes=nodes)
+        return msgspec.structs.replace(shown, nodes=nodes, epoch=self.epoch)
 
     def _mark(self, number: int, wished: Object) -> None:
         world = self.world

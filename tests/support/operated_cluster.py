@@ -25,6 +25,8 @@ class World:
     stores: dict[int, int] = field(default_factory=dict)
     pods: dict[int, str] = field(default_factory=dict)
     """By ordinal what the pod was started with."""
+    broken: set[int] = field(default_factory=set)
+    """Pods whose containers do not run."""
     begun: bool = False
     numbers: dict[int, int] = field(default_factory=dict)
     """By member its ordinal."""
@@ -80,6 +82,9 @@ class World:
     def settle(self, wanted_hash: str) -> None:
         """Kubernetes makes missing pods; nodes of the cluster take in those that wait."""
         for ordinal in range(self.size or 0):
+            if ordinal in self.broken:
+                self.pods.pop(ordinal, None)
+                continue
             self.pods.setdefault(ordinal, wanted_hash)
             store = self.stores.get(ordinal, 0)
             if self.shards and (not store or store in self.removed):
@@ -127,8 +132,8 @@ class World:
 
     def begin(self, ordinal: int) -> None:
         assert not self.shards, "begun twice"
-        self.stores[ordinal] = self.join(ordinal)
-        self.shards = {n: (1, {1: True}) for n in (*range(6), SYSTEM)}
+        self.stores[ordinal] = number = self.join(ordinal)
+        self.shards = {n: (number, {number: True}) for n in (*range(6), SYSTEM)}
 
     def move(self, balances: bool, moves_max: int) -> None:
         view = self.view()

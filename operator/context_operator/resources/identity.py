@@ -7,6 +7,9 @@ is made later takes them up.
 import hashlib
 import json
 import re
+from typing import Annotated, Literal
+
+import msgspec
 
 from context_operator.resources import names
 from context_operator.spec import Cluster, Object
@@ -17,12 +20,26 @@ KEY = re.compile(r"cs_([A-Za-z0-9-]{1,64})_([A-Za-z0-9_-]{22,128})")
 SCOPES = ("read", "write", "admin")
 
 
+class KeyLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of the nodes' key file, as strictly as they read it: what they refuse must not get there, since a node does not start then."""
+
+    id: str
+    name: str
+    scopes: tuple[Literal["read", "write", "admin"], ...]
+    hash: Annotated[str, msgspec.Meta(pattern="^sha256:[0-9a-f]{64}$")]
+    created: str
+    revoked: str | None = None
+
+
+_key_lines = msgspec.json.Decoder(KeyLine)
+
+
 def identity(cluster: Cluster, cluster_id: str, is_bootstrapped: bool) -> Object:
     """ConfigMap NAME-identity, to be created and never replaced."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": names.metadata(cluster, names.identity(cluster.metadata.name), is_owned=_is_owned(cluster)),
+        "metadata": names.metadata(cluster, names.identity(cluster.metadata.name), is_owned=is_owned(cluster)),
         "data": {"clusterId": cluster_id, names.BOOTSTRAPPED: "true" if is_bootstrapped else "false"},
     }
 
@@ -32,7 +49,7 @@ def secrets(cluster: Cluster, cluster_secret: str, operator_secret: str) -> Obje
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": names.metadata(cluster, names.secrets(cluster.metadata.name), is_owned=_is_owned(cluster)),
+        "metadata": names.metadata(cluster, names.secrets(cluster.metadata.name), is_owned=is_owned(cluster)),
         "stringData": {"cluster-secret": cluster_secret, "operator-key": operator_key(operator_secret)},
     }
 
@@ -47,7 +64,7 @@ def api_key(cluster: Cluster, client_secret: str) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": names.metadata(cluster, names.api_key(cluster.metadata.name), is_owned=_is_owned(cluster)),
+        "metadata": names.metadata(cluster, names.api_key(cluster.metadata.name), is_owned=is_owned(cluster)),
         "stringData": {"api-key": f"cs_{CLIENT_KEY_ID}_{client_secret}"},
     }
 
@@ -57,12 +74,13 @@ def policy_list(cluster: Cluster, known: dict[str, str]) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": names.metadata(cluster, names.policies(cluster.metadata.name), is_owned=_is_owned(cluster)),
+        "metadata": names.metadata(cluster, names.policies(cluster.metadata.name), is_owned=is_owned(cluster)),
         "data": known,
     }
 
 
-def _is_owned(cluster: Cluster) -> bool:
+def is_owned(cluster: Cluster) -> bool:
+    """Whether what stays as long as volumes goes with the cluster."""
     return cluster.spec.storage.retention_policy.when_deleted == "Delete"
 
 
@@ -102,12 +120,14 @@ def key_lines(entries: dict[str, str]) -> list[str]:
             lines.append(key_line(name, text))
             continue
         for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip():
+                continue
             try:
-                if line.strip() and not {"id", "name", "scopes", "hash", "created"} <= json.loads(line).keys():
-                    raise ValueError
-            except (ValueError, AttributeError):
-                raise BadKeys(f"Line {number} of {name} is not as `contextstore keys create` writes it.") from None
-            lines += [line] if line.strip() else []
+                _key_lines.decode(line)
+            except msgspec.DecodeError as problem:
+                # msgspec names the field, never what it holds.
+                raise BadKeys(f"Line {number} of {name} is not as `contextstore keys create` writes it: {problem}.") from None
+            lines.append(line)
     ids = [json.loads(line)["id"] for line in lines]
     if twice := sorted({one for one in ids if ids.count(one) > 1 or one == OPERATOR_KEY_ID}):
         raise BadKeys(f"The key id {twice[0]} is there twice, or is the operator's own; ids are the part between the underscores.")

@@ -29,15 +29,25 @@ def pod_monitor(cluster: Cluster) -> Object:
 def rules(cluster: Cluster) -> Object:
     """PrometheusRule NAME: the alerts, each with its runbook."""
     name = cluster.metadata.name
+    spec = cluster.spec
     of = f'namespace="{cluster.metadata.namespace}",pod=~"{name}-[0-9]+"'
     alerts = (
         (
             "ContextStoreNodeNotReady",
-            f"contextstore_ready{{{of}}} == 0",
+            # A node that is gone has no series at all.
+            f"(sum(contextstore_ready{{{of}}}) or vector(0)) < {spec.replicas}",
             "5m",
             "warning",
             "A node is not ready.",
             "a-node-does-not-become-ready",
+        ),
+        (
+            "ContextStoreShardsLeaderless",
+            f"(sum(contextstore_shards_led{{{of}}}) or vector(0)) < {spec.shards.count + 1}",
+            "2m",
+            "critical",
+            "Shards have no leader: writes to them are refused.",
+            "shards-without-a-leader",
         ),
         (
             "ContextStoreShardStopped",

@@ -34,10 +34,6 @@ def identity(cluster: str) -> str:
     return f"{cluster}-identity"
 
 
-def config(cluster: str) -> str:
-    return f"{cluster}-config"
-
-
 def secrets(cluster: str) -> str:
     """The Secret with what nodes and operator know of each other by."""
     return f"{cluster}-cluster"
@@ -121,6 +117,11 @@ def metadata(cluster: Cluster, name: str, *, is_owned: bool = True, annotations:
     if is_owned:
         found["ownerReferences"] = [owner(cluster)]
     return found
+
+
+def owners(cluster: Cluster, *, is_owned: bool) -> list[dict[str, Any]]:
+    """The `ownerReferences` of an object that goes with the cluster, or stays."""
+    return [owner(cluster)] if is_owned else []
 
 
 def owner(cluster: Cluster) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The nodes' settings: a ConfigMap of environment variables, the same for every pod of a cluster."""
+"""The nodes' settings: environment variables, the same for every pod of a cluster."""
 
 from context_operator.resources import names
 from context_operator.spec import Cluster, Object
@@ -8,14 +8,10 @@ JOINED_FIRST = 3
 """Peers that a new pod asks to be taken in. Not all of them, so that scaling changes no pod."""
 
 
-def config_map(cluster: Cluster) -> Object:
-    """ConfigMap NAME-config."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": names.metadata(cluster, names.config(cluster.metadata.name)),
-        "data": {PREFIX + name.upper(): value for name, value in sorted(settings(cluster).items())},
-    }
+def environment(cluster: Cluster) -> list[Object]:
+    """As variables of the nodes' container. They stand in the pods themselves, not in a ConfigMap beside them: a container that is started
+    again within its pod must not get what a rolling update has not brought there yet."""
+    return [{"name": PREFIX + name.upper(), "value": value} for name, value in sorted(settings(cluster).items())]
 
 
 def tls_files() -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 
 from context_operator.resources import names
+from context_operator.resources.settings import environment as settings_environment
 from context_operator.resources.settings import settings
 from context_operator.spec import Cluster, Object
 
@@ -86,7 +87,7 @@ def pod_template(cluster: Cluster, image: str) -> Object:
             {"name": "tmp", "emptyDir": {}},
             *([{"name": "tls", "secret": {"secretName": names.tls(meta.name), "defaultMode": 0o440}}] if spec.is_tls else []),
         ],
-        "topologySpreadConstraints": spec.topology_spread_constraints or spread(meta.name, "topology.kubernetes.io/zone"),
+        "topologySpreadConstraints": spec.topology_spread_constraints or spread(meta.name),
         "affinity": spec.affinity or apart(meta.name),
     }
     optional = {
@@ -126,6 +127,7 @@ def container(cluster: Cluster, image: str) -> Object:
     ]
     # kubelet asks by address and checks no certificate.
     scheme = {"scheme": "HTTPS"} if spec.is_tls else {}
+    environment += settings_environment(cluster)
     ready = {"httpGet": {"path": "/health/ready", "port": "http", **scheme}}
     live = {"httpGet": {"path": "/health/live", "port": "http", **scheme}}
     return {
@@ -134,7 +136,6 @@ def container(cluster: Cluster, image: str) -> Object:
         **({"imagePullPolicy": spec.image_pull_policy} if spec.image_pull_policy else {}),
         "args": ["serve"],
         "env": environment,
-        "envFrom": [{"configMapRef": {"name": names.config(meta.name)}}],
         "ports": [
             {"name": "http", "containerPort": names.CLIENT_PORT, "protocol": "TCP"},
             {"name": "peers", "containerPort": names.PEER_PORT, "protocol": "TCP"},
@@ -159,8 +160,8 @@ def container(cluster: Cluster, image: str) -> Object:
     }
 
 
-def spread(cluster: str, key: str) -> list[Object]:
-    """Pods as evenly over zones as possible, but rather in one zone than nowhere."""
+def spread(cluster: str) -> list[Object]:
+    """Pods as evenly over zones and machines as possible, but rather together than nowhere: a volume may bind a pod to its machine."""
     return [
         {
             "maxSkew": 1,
@@ -168,6 +169,7 @@ def spread(cluster: str, key: str) -> list[Object]:
             "whenUnsatisfiable": "ScheduleAnyway",
             "labelSelector": {"matchLabels": names.selector(cluster)},
         }
+        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
     ]
 
 
