@@ -32,6 +32,7 @@ LIMITS = "Limits of requests"
 CONTEXTS = "Defaults of contexts"
 STREAMS = "Streams"
 STORAGE = "Storage and memory"
+ARCHIVE = "Archive"
 PROCESS = "Process"
 
 
@@ -280,6 +281,28 @@ class Settings:
         reason="page cache of all databases of the node together",
     )
 
+    archive_postgres_file: Path | None = setting(
+        None, group=ARCHIVE, advanced=False,
+        reason="file with the connection URI of Postgres; with it history is copied there behind the writes. Read at every connection",
+    )
+    archive_postgres: str | None = setting(
+        None, group=ARCHIVE, secret=True, low=1, high=4096,
+        reason="the URI itself (`postgresql://user:password@host/database?sslmode=verify-full`), for a secret store that fills the "
+        "environment; never a flag",
+    )
+    archive_schema: str = setting(
+        "contextstore", group=ARCHIVE, low=1, high=63, pattern=r"[a-z_][a-z0-9_]*",
+        reason="schema of the archive's tables, made if missing; a cluster needs one of its own",
+    )
+    archive_flush_s: float = setting(
+        1.0, group=ARCHIVE, unit="s", low=0.01, high=3600,
+        reason="how long messages wait to be copied together; shorter: less to lose with the cluster, more transactions",
+    )
+    archive_batch_messages: int = setting(
+        1_000, group=ARCHIVE, unit="messages", low=1, high=10_000,
+        reason="most messages of one transaction",
+    )
+
     log_format: str = setting(
         "json", group=PROCESS, choices=("json", "console"), advanced=False,
         reason="JSON lines for machines; `contextstore dev` prints for people",
@@ -341,6 +364,11 @@ class Settings:
             )
             found.append(("host", sentence))
         return found
+
+    @property
+    def has_archive(self) -> bool:
+        """Whether history is copied to Postgres."""
+        return self.archive_postgres is not None or self.archive_postgres_file is not None
 
     @property
     def is_clustered(self) -> bool:

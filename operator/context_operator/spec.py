@@ -44,6 +44,22 @@ class Auth(_Part, frozen=True, rename="camel", kw_only=True):
     api_keys_secret_ref: NameRef | None = None
 
 
+class KeyRef(_Part, frozen=True, rename="camel", kw_only=True):
+    name: str
+    key: str = "uri"
+
+
+class Postgres(_Part, frozen=True, rename="camel", kw_only=True):
+    secret_ref: KeyRef
+    schema: str | None = None
+    flush_interval: str | None = None
+    batch_size: int | None = None
+
+
+class Archive(_Part, frozen=True, rename="camel", kw_only=True):
+    postgres: Postgres | None = None
+
+
 class IssuerRef(_Part, frozen=True, rename="camel", kw_only=True):
     name: str
     kind: str = "Issuer"
@@ -126,6 +142,7 @@ class ClusterSpec(_Part, frozen=True, rename="camel", kw_only=True):
     image_pull_policy: str | None = None
     image_pull_secrets: list[Object] = []
     storage: Storage = Storage()
+    archive: Archive = Archive()
     auth: Auth = Auth()
     tls: Tls = Tls()
     defaults: Defaults = Defaults()

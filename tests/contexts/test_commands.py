@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from context_node.contexts.cluster import AdvanceEpoch, MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
 from context_node.contexts.commands import (
     AppendMessages,
+    Archived,
     Command,
     Compare,
     CopyPolicy,
@@ -17,11 +18,13 @@ from context_node.contexts.commands import (
     DeletePolicyCommand,
     Draft,
     KeyUse,
+    NoteArchived,
     PatchMetadataCommand,
     PinMessage,
     PolicyRecord,
     PolicySpec,
     Purge,
+    PurgeEverywhere,
     PutConfig,
     PutPolicyCommand,
     RebuildWindow,
@@ -63,6 +66,8 @@ GOLDEN: list[tuple[Command, str]] = [
     ),
     (Tombstone("c", 1, RULES), ("94ab746f6d6273746f6e652f31a163019401020304")),
     (Purge("c", 1, RULES), ("94a770757267652f31a163019401020304")),
+    (PurgeEverywhere("c", 1, RULES), ("94af70757267652d617263686976652f31a163019401020304")),
+    (NoteArchived(1, (Archived("c", 2, 3),), (("d", 4),)), ("94aa61726368697665642f31019193a16302039192a16404")),
     (
         RewriteWindow("c", 1, RULES, (DRAFT,), (1, 2), 3, 4, KEY),
         (

@@ -128,6 +128,20 @@ def test_with_tls_nodes_are_asked_by_https_everywhere_and_without_it_nothing_cha
     assert statefulset.restart_hash(plain, "i") == statefulset.restart_hash(cluster({"tls": {"mode": "Disabled"}}), "i")
 
 
+def test_the_uri_of_an_archive_is_a_file_that_may_change_and_may_be_missing() -> None:
+    asked = {"postgres": {"secretRef": {"name": "pg", "key": "dsn"}, "flushInterval": "5s", "batchSize": 7}}
+    with_archive = cluster({"archive": asked})
+    given = settings.settings(with_archive)
+    assert (given["archive_flush_s"], given["archive_batch_messages"]) == ("5", "7")
+    pod = statefulset.pod_template(with_archive, "i")["spec"]
+    volume = next(one for one in pod["volumes"] if one["name"] == "archive")
+    assert volume["secret"]["optional"] is True
+    mount = next(one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "archive")
+    assert given["archive_postgres_file"] == f"{mount['mountPath']}/{volume['secret']['items'][0]['path']}"
+    assert set(given) <= {field.name for field in dataclasses.fields(Settings)}
+    assert not [name for name in settings.settings(cluster()) if name.startswith("archive")]
+
+
 def test_a_certificate_of_cert_manager_names_every_pod_and_the_service() -> None:
     body = tls.certificate(
         cluster({"tls": {"mode": "CertManager", "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}, "hosts": ["x.y"]}})

@@ -75,6 +75,8 @@ class StoredShard:
         ]
 
     def _found(self, command: Any) -> Found:
+        for mark in getattr(command, "archived", ()):
+            self.context(mark.context_id)
         context = self.context(command.context_id) if hasattr(command, "context_id") else None
         if context is None:
             return Found()

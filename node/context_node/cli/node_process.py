@@ -11,6 +11,7 @@ import errno
 import gc
 import logging
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,9 @@ from prometheus_client import CollectorRegistry
 
 from context_node import __version__
 from context_node.api_keys import KeyFileError, KeyRing
+from context_node.archive.archiver import Archiver
+from context_node.archive.metrics import ArchiveMetrics
+from context_node.archive.postgres import Postgres
 from context_node.cli import banner, descriptors, wiring
 from context_node.cli.exits import WORK_FAILED, CannotStart, stopped_by
 from context_node.contexts.requests import ListContexts
@@ -89,7 +93,8 @@ async def run(settings: Settings, *, is_dev: bool) -> int:
     files = [Reread("keys", one) if isinstance(one, KeyRing) else Reread("certificate", one) for one in (keyring, credentials) if one]
     listen_to_signals(wishes, files)
     node = Node(wiring.node_options(settings, credentials), now_ms=now_ms, random_bytes=os.urandom, on_fatal=wishes.failed)
-    edge = edge_of(settings, node, keyring)
+    archiver = archiver_of(settings, node)
+    edge = edge_of(settings, node, keyring, archiver)
     # The edge listens before the node is ready: probes learn that it lives, and everybody else why they must wait.
     server = await listening(edge, settings, credentials)
     files_watch = asyncio.create_task(watch_files(files), name="files")
@@ -102,6 +107,9 @@ async def run(settings: Settings, *, is_dev: bool) -> int:
             await start_or_stop(node, wishes)
         if not wishes.stop.is_set():
             services += added_services(settings, node, wishes)
+            if archiver is not None:
+                services.append(asyncio.create_task(archiver.run(), name="archive"))
+                services[-1].add_done_callback(wishes.task_ended)
             spare_collector()
             await say_ready(settings, node, server, is_dev)
             await wishes.stop.wait()
@@ -172,9 +180,28 @@ async def watch_files(files: Iterable[Reread]) -> None:
             one.look()
 
 
-def edge_of(settings: Settings, node: Node, keyring: KeyRing | None) -> Edge:
+def archiver_of(settings: Settings, node: Node) -> Archiver | None:
+    """What copies history to Postgres, where it is wished. Told of events from the start, it copies once it runs."""
+    options = wiring.archive_options(settings)
+    if options is None:
+        return None
+    postgres, archiving = options
+    archiver = Archiver(
+        node.shards, Postgres(postgres), archiving, cluster_id=lambda: cluster_id_of(node), now_ms=now_ms, jitter=random.random
+    )
+    node.observer = archiver.note
+    return archiver
+
+
+def cluster_id_of(node: Node) -> str:
+    return node.log.identity.cluster_id if node.log is not None else ""
+
+
+def edge_of(settings: Settings, node: Node, keyring: KeyRing | None, archiver: Archiver | None) -> Edge:
     registry = CollectorRegistry()
     registry.register(NodeMetrics(node))
+    if archiver is not None:
+        registry.register(ArchiveMetrics(archiver))
     return build_app(
         node.service,
         version=__version__,

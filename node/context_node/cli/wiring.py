@@ -4,8 +4,12 @@ Knows the names on both sides and nothing else. Invariant: every setting that re
 is the answer to "what does this setting change?".
 """
 
+from collections.abc import Callable
+
 from context_node import __version__
 from context_node.api_keys import KeyFileError, KeyRing, keys_from_environment
+from context_node.archive.archiver import ArchiverOptions
+from context_node.archive.postgres import ArchiveError, PostgresOptions
 from context_node.cli.exits import CannotStart
 from context_node.contexts.commands import Defaults, Rules
 from context_node.http.limits import HttpLimits
@@ -74,6 +78,7 @@ def credentials(settings: Settings) -> Credentials | None:
 def node_options(settings: Settings, credentials: Credentials | None = None) -> NodeOptions:
     """What the runtime takes. Raises CannotStart."""
     return NodeOptions(
+        has_archive=settings.has_archive,
         cluster=cluster_options(settings, credentials),
         version=__version__,
         data_dir=str(settings.data_dir),
@@ -106,6 +111,22 @@ def node_options(settings: Settings, credentials: Credentials | None = None) -> 
         queued_bytes_per_shard_max=settings.proposal_queue_bytes_max,
         switch_interval_s=settings.switch_interval_s,
     )
+
+
+def archive_options(settings: Settings) -> tuple[Callable[[], PostgresOptions], ArchiverOptions] | None:
+    """What the archive takes: how to reach it now, and when to copy; None without one."""
+    if not settings.has_archive:
+        return None
+
+    def postgres() -> PostgresOptions:
+        path = settings.archive_postgres_file
+        try:
+            dsn = path.read_text().strip() if path is not None else settings.archive_postgres or ""
+        except OSError as error:
+            raise ArchiveError("login", f"{path} cannot be read: {error.strerror}") from error
+        return PostgresOptions(dsn, settings.archive_schema)
+
+    return postgres, ArchiverOptions(settings.archive_flush_s, settings.archive_batch_messages)
 
 
 def http_limits(settings: Settings, connections_max: int) -> HttpLimits:

@@ -133,6 +133,30 @@ class Purge(msgspec.Struct, frozen=True, array_like=True, tag="purge/1"):
     rules: Rules
 
 
+class PurgeEverywhere(msgspec.Struct, frozen=True, array_like=True, tag="purge-archive/1"):
+    """As `Purge`, and remember that the archive may hold the context too, until `NoteArchived` says that it is erased there."""
+
+    context_id: str
+    at_ms: int
+    rules: Rules
+
+
+class Archived(msgspec.Struct, frozen=True, array_like=True):
+    """The archive holds all messages of a context up to `seq`."""
+
+    context_id: str
+    incarnation: int
+    seq: int
+
+
+class NoteArchived(msgspec.Struct, frozen=True, array_like=True, tag="archived/1"):
+    """What the archive has confirmed: how far it holds contexts, and which (id, incarnation) are erased there."""
+
+    at_ms: int
+    archived: tuple[Archived, ...] = ()
+    erased: tuple[tuple[str, int], ...] = ()
+
+
 class RewriteWindow(msgspec.Struct, frozen=True, array_like=True, tag="rewrite/1"):
     """Put `replacement` in place of a range of the window (`covers`), or of all of it up to `through_seq`."""
 
@@ -222,10 +246,12 @@ class Compare(msgspec.Struct, frozen=True, array_like=True, tag="compare/1"):
     mark: str
 
 
-ContextCommand = AppendMessages | PutConfig | PatchMetadataCommand | Tombstone | Purge | RewriteWindow | RebuildWindow | PinMessage
+ContextCommand = (
+    AppendMessages | PutConfig | PatchMetadataCommand | Tombstone | Purge | PurgeEverywhere | RewriteWindow | RebuildWindow | PinMessage
+)
 PolicyCommand = PutPolicyCommand | DeletePolicyCommand | CopyPolicy
 ClusterCommand = RegisterNode1 | RegisterNode | MarkNode | SetReplication | RaiseLevel | AdvanceEpoch
-Command = ContextCommand | PolicyCommand | ClusterCommand | Compare
+Command = ContextCommand | PolicyCommand | ClusterCommand | Compare | NoteArchived
 
 encode_command = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -19,10 +19,12 @@ from context_node.contexts.commands import (
     CopyPolicy,
     DeletePolicyCommand,
     Draft,
+    NoteArchived,
     PatchMetadataCommand,
     PinMessage,
     PolicyRecord,
     Purge,
+    PurgeEverywhere,
     PutConfig,
     PutPolicyCommand,
     RebuildWindow,
@@ -82,8 +84,10 @@ class Machine(ShardState):
                 return self._patch(command, found)
             case Tombstone():
                 return self._tombstone(command)
-            case Purge():
+            case Purge() | PurgeEverywhere():
                 return self._purge(command)
+            case NoteArchived():
+                return self._note_archived(command), None
             case RewriteWindow():
                 return self._rewrite(command, found)
             case RebuildWindow():
@@ -261,12 +265,27 @@ class Machine(ShardState):
         self.touch(context)
         return Done(), Event("tombstoned", context.id)
 
-    def _purge(self, command: Purge) -> tuple[Reply, Event | None]:
+    def _purge(self, command: Purge | PurgeEverywhere) -> tuple[Reply, Event | None]:
         context = self.existing(command)
+        if type(command) is PurgeEverywhere:
+            self.erasures[context.id, context.head.incarnation] = None
         self.follow(context, context.head.config.policy.ref, None)
         del self.contexts[context.id]
         self.changes.purge(context)
         return Done(), Event("purged", context.id)
+
+    def _note_archived(self, command: NoteArchived) -> Reply:
+        """Nothing that a client sees as a change: no version, no time. Marks of another incarnation are old news."""
+        for mark in command.archived:
+            context = self.contexts.get(mark.context_id)
+            if context is not None and context.head.incarnation == mark.incarnation:
+                head = context.head
+                if head.archived_seq < mark.seq <= head.last_seq:
+                    head.archived_seq = mark.seq
+                    self.changes.touch(context)
+        for erased in command.erased:
+            self.erasures.pop(erased, None)
+        return Done()
 
     # --- the window by hand ------------------------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ class ShardState:
         self.next_ordinal = next_ordinal
         self.cluster = ClusterState()
         """Used in the system group only."""
+        self.erasures: dict[tuple[str, int], None] = {}
+        """Contexts, as (id, incarnation), that were purged here and that the archive may still hold; in the order of their purges."""
         self.changes = Changes()
         self._stamp = (-1, b"")
 

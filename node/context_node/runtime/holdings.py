@@ -141,6 +141,7 @@ class Holdings:
         kept = machine_record(applied.machine)
         machine = Machine(clock_ms=applied.clock_ms, next_ordinal=kept.next_ordinal)
         machine.cluster = ClusterState.decode(kept.cluster)
+        machine.erasures = dict.fromkeys(kept.erasures)
         for row in store.policies():
             stored = policy_decoder.decode(row.record)
             machine.policies[row.name] = policy_of(stored.record, stored.users)

@@ -59,7 +59,8 @@ class NodeOptions:
     """`shards` is fixed for the life of the data directory; `switch_interval_s` is the interpreter's (`sys.setswitchinterval`).
 
     `disk` is where all files are, also those of `log` and `state`; `state_cache_bytes` is shared by all state databases. `revision` is the
-    newest of the state machine that this node understands (`contexts/revisions.py`); less than `NEWEST` only in tests.
+    newest of the state machine that this node understands (`contexts/revisions.py`); less than `NEWEST` only in tests. With `has_archive`
+    a purge reaches the archive too.
     """
 
     data_dir: str
@@ -80,6 +81,7 @@ class NodeOptions:
     version: str = ""
     revision: int = NEWEST
     switch_interval_s: float | None = None
+    has_archive: bool = False
 
 
 class Node:
@@ -102,6 +104,8 @@ class Node:
         self.upkeep: Upkeep | None = None
         self.log: LogStore | None = None
         self.restarts = 0
+        self.observer: Callable[[Replica, Event], None] | None = None
+        """Told of every event of every replica, before those who follow the context. It must be quick and must not raise."""
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._on_fatal = on_fatal
@@ -115,7 +119,9 @@ class Node:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._policies = NamedPolicies(self.shards, now_ms)
         reads = Reads(self.shards, options.rules, options.stream_lag_max)
-        writes = Writes(self.shards, options.rules, options.defaults, now_ms, random_bytes, options.counting_threads)
+        writes = Writes(
+            self.shards, options.rules, options.defaults, now_ms, random_bytes, options.counting_threads, has_archive=options.has_archive
+        )
         local = Service(reads, writes, self._policies, self.state)
         self.service: Service | RoutedService = local
         self.cluster: Cluster | None = None
@@ -374,6 +380,8 @@ class Node:
         if event.kind == "purged":
             # On every replica, whoever was asked: the bytes leave all files.
             self._note_purge()
+        if self.observer is not None:
+            self.observer(replica, event)
         tell_followers(replica, event)
 
     def _note_purge(self) -> None:

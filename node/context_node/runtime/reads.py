@@ -64,6 +64,27 @@ class Listed(msgspec.Struct, frozen=True, array_like=True):
     view: ContextView
 
 
+def history(replica: Replica, context: Context, first: int, last: int, *, descending: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Messages [first, last]: the stored ones from the database, the newest from memory."""
+    if first > last:
+        return
+    tail_from = context.tail_from
+    fresh = [(seq, context.tail[seq - tail_from]) for seq in range(max(first, tail_from), last + 1)]
+    stored_last = min(last, tail_from - 1)
+    if descending:
+        yield from reversed(fresh)
+    while first <= stored_last:
+        count = min(ROWS_PER_READ, stored_last - first + 1)
+        low = stored_last - count + 1 if descending else first
+        yield from replica.store.page(context.ordinal, low, low + count - 1, count, descending)
+        if descending:
+            stored_last = low - 1
+        else:
+            first = low + count
+    if not descending:
+        yield from fresh
+
+
 class Reads:
     """The reading half of the service."""
 
@@ -131,9 +152,9 @@ class Reads:
             start = max(1, last_seq + 1 + start)
         if descending:
             start = min(start, last_seq)
-            rows = self._rows(replica, context, max(1, start - limit + 1), start, descending=True)
+            rows = history(replica, context, max(1, start - limit + 1), start, descending=True)
             return _page(rows, last_seq, 1)
-        rows = self._rows(replica, context, max(1, start), min(last_seq, max(1, start) + limit - 1))
+        rows = history(replica, context, max(1, start), min(last_seq, max(1, start) + limit - 1))
         return _page(rows, last_seq, last_seq)
 
     async def tail(self, context_id: str, offset: int, limit: int) -> Page:
@@ -141,29 +162,9 @@ class Reads:
         replica, context = await self._context(context_id)
         last_seq = context.head.last_seq
         newest = last_seq - offset
-        rows = self._rows(replica, context, max(1, newest - limit + 1), newest, descending=True)
+        rows = history(replica, context, max(1, newest - limit + 1), newest, descending=True)
         page = _page(rows, last_seq, 1)
         return Page(list(reversed(page.messages)), last_seq, page.next_seq)
-
-    def _rows(self, replica: Replica, context: Context, first: int, last: int, *, descending: bool = False) -> Iterator[tuple[int, bytes]]:
-        """Messages [first, last]: the stored ones from the database, the newest from memory."""
-        if first > last:
-            return
-        tail_from = context.tail_from
-        fresh = [(seq, context.tail[seq - tail_from]) for seq in range(max(first, tail_from), last + 1)]
-        stored_last = min(last, tail_from - 1)
-        if descending:
-            yield from reversed(fresh)
-        while first <= stored_last:
-            count = min(ROWS_PER_READ, stored_last - first + 1)
-            low = stored_last - count + 1 if descending else first
-            yield from replica.store.page(context.ordinal, low, low + count - 1, count, descending)
-            if descending:
-                stored_last = low - 1
-            else:
-                first = low + count
-        if not descending:
-            yield from fresh
 
     def export(self, context_id: str) -> AsyncIterator[bytes]:
         """The whole history as JSON Lines, in chunks; what is appended meanwhile is not in it."""
@@ -181,7 +182,7 @@ class Reads:
                 return
             lines: list[bytes] = []
             size = 0
-            for seq, body in self._rows(replica, present, first, last_seq):
+            for seq, body in history(replica, present, first, last_seq):
                 first = seq + 1
                 lines += (body, b"\n")
                 size += len(body)
@@ -220,7 +221,7 @@ class Reads:
             present = replica.context(context_id)
             if present is None or present.ordinal != ordinal:
                 return ()
-            return self._rows(replica, present, first, last)
+            return history(replica, present, first, last)
 
         def state() -> bytes:
             present = replica.context(context_id)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from context_node.contexts.commands import AppendMessages, Command, Compare, decode_command, encode_command
+from context_node.contexts.commands import AppendMessages, Command, Compare, NoteArchived, decode_command, encode_command
 from context_node.contexts.context import Context, IdRow, read_context
 from context_node.contexts.machine import NOTHING_FOUND, Event, Found, Machine
 from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Unavailable
@@ -405,6 +405,8 @@ class Replica:
         is_append = type(command) is AppendMessages
         context_id = command.context_id if is_append else getattr(command, "context_id", None)
         if context_id is None:
+            for mark in command.archived if type(command) is NoteArchived else ():
+                self.context(mark.context_id)
             return NOTHING_FOUND
         context = self.context(context_id)
         if context is None:

@@ -18,6 +18,7 @@ class MachineRecord(msgspec.Struct, frozen=True, array_like=True):
 
     next_ordinal: int = 1
     cluster: bytes = b""
+    erasures: tuple[tuple[str, int], ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -32,7 +33,8 @@ def machine_record(data: bytes) -> MachineRecord:
 
 def applied_of(machine: Machine, index: int, term: int, conf_state: bytes) -> Applied:
     """How far a machine is."""
-    return Applied(index, term, conf_state, machine.clock_ms, _encode(MachineRecord(machine.next_ordinal, machine.cluster.encode())))
+    record = MachineRecord(machine.next_ordinal, machine.cluster.encode(), tuple(machine.erasures))
+    return Applied(index, term, conf_state, machine.clock_ms, _encode(record))
 
 
 def state_changes(machine: Machine, index: int, term: int, conf_state: bytes) -> StateChanges:

@@ -23,6 +23,7 @@ from context_node.contexts.commands import (
     PinMessage,
     PolicySpec,
     Purge,
+    PurgeEverywhere,
     PutConfig,
     RebuildWindow,
     Recount,
@@ -75,7 +76,10 @@ class Writes:
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         counting_threads: int,
+        *,
+        has_archive: bool = False,
     ) -> None:
+        self._has_archive = has_archive
         self._shards = shards
         self._rules = rules
         self._defaults = defaults
@@ -212,7 +216,10 @@ class Writes:
     async def purge_context(self, context_id: str) -> None:
         """Erase a context for good. When this returns, no read gives it; its bytes leave the files soon after."""
         replica = self._shards.replica_of(context_id)
-        accepted(await replica.propose(Purge(context_id, self._now_ms(), self._rules)))
+        context = replica.context(context_id)
+        is_archived = self._has_archive or (context is not None and context.head.archived_seq > 0)
+        kind = PurgeEverywhere if is_archived else Purge
+        accepted(await replica.propose(kind(context_id, self._now_ms(), self._rules)))
 
     async def compact(self, context_id: str, request: Compact) -> Rewritten:
         """Rewrite the window by hand, or from history anew."""

@@ -1,7 +1,7 @@
 """The nodes' settings: environment variables, the same for every pod of a cluster."""
 
 from context_operator.resources import names
-from context_operator.spec import Cluster, Object
+from context_operator.spec import Cluster, Object, seconds_of
 
 PREFIX = "CONTEXTSTORE_"
 JOINED_FIRST = 3
@@ -17,6 +17,20 @@ def environment(cluster: Cluster) -> list[Object]:
 def tls_files() -> dict[str, str]:
     """The settings that switch TLS on."""
     return {f"tls_{name}_file": f"{names.TLS_DIR}/{file}" for name, file in (("cert", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt"))}
+
+
+def archive(cluster: Cluster) -> dict[str, str]:
+    """The settings of the archive; none without one."""
+    postgres = cluster.spec.archive.postgres
+    if postgres is None:
+        return {}
+    found: dict[str, str | int | None] = {
+        "archive_postgres_file": f"{names.ARCHIVE_DIR}/{names.ARCHIVE_FILE}",
+        "archive_schema": postgres.schema,
+        "archive_flush_s": None if postgres.flush_interval is None else max(1, seconds_of(postgres.flush_interval)),
+        "archive_batch_messages": postgres.batch_size,
+    }
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def settings(cluster: Cluster) -> dict[str, str]:
@@ -46,6 +60,7 @@ def settings(cluster: Cluster) -> dict[str, str]:
         "renew_removed": "true",
         "api_keys_file": f"{names.KEYS_DIR}/{names.KEYS_FILE}",
         **(tls_files() if spec.is_tls else {}),
+        **archive(cluster),
         "log_format": "json",
         "drain_s": "5",
     }

@@ -86,6 +86,7 @@ def pod_template(cluster: Cluster, image: str) -> Object:
             {"name": "keys", "secret": {"secretName": names.keys(meta.name), "defaultMode": 0o440}},
             {"name": "tmp", "emptyDir": {}},
             *([{"name": "tls", "secret": {"secretName": names.tls(meta.name), "defaultMode": 0o440}}] if spec.is_tls else []),
+            *archive_volume(cluster),
         ],
         "topologySpreadConstraints": spec.topology_spread_constraints or spread(meta.name),
         "affinity": spec.affinity or apart(meta.name),
@@ -104,6 +105,15 @@ def pod_template(cluster: Cluster, image: str) -> Object:
         },
         "spec": pod,
     }
+
+
+def archive_volume(cluster: Cluster) -> list[Object]:
+    """The URI of the archive as a file, so that nodes see a new one. Pods start without it: the archive is never what they wait for."""
+    postgres = cluster.spec.archive.postgres
+    if postgres is None:
+        return []
+    items = [{"key": postgres.secret_ref.key, "path": names.ARCHIVE_FILE}]
+    return [{"name": "archive", "secret": {"secretName": postgres.secret_ref.name, "items": items, "optional": True, "defaultMode": 0o440}}]
 
 
 def container(cluster: Cluster, image: str) -> Object:
@@ -155,6 +165,7 @@ def container(cluster: Cluster, image: str) -> Object:
             {"name": "keys", "mountPath": names.KEYS_DIR, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
             *([{"name": "tls", "mountPath": names.TLS_DIR, "readOnly": True}] if spec.is_tls else []),
+            *([{"name": "archive", "mountPath": names.ARCHIVE_DIR, "readOnly": True}] if spec.archive.postgres is not None else []),
         ],
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }

@@ -1,0 +1,273 @@
+"""What is copied to the archive, when, and by whom: for each shard by its leader, in order, without gaps.
+
+Knows replicas and the archive's calls. Does not know SQL. A batch is written, then its marks go through the shard's own log
+(`NoteArchived`), so a new leader goes on exactly behind what was confirmed; what an old one wrote beyond that is met again and left as it
+is. Invariants: nothing is marked before Postgres has committed it; a context's messages are copied in order of seq; the archive's trouble
+never reaches a write, it only makes the archive late.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from context_node.archive.postgres import ArchivedContext, ArchivedMessage, ArchiveError, Fenced
+from context_node.contexts.commands import Archived, NoteArchived
+from context_node.contexts.context import read_head
+from context_node.contexts.machine import Event
+from context_node.contexts.refusals import Refusal
+from context_node.runtime.databases import StorageError
+from context_node.runtime.reads import history
+from context_node.runtime.replica import Replica
+from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, accepted
+
+logger = logging.getLogger("contextstore.archive")
+
+SCANNED_AT_ONCE = 200
+"""Contexts of a shard that a new leader looks at before it lets others in."""
+
+BATCH_BYTES = 8 << 20
+BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 60.0
+
+
+class Archive(Protocol):
+    """What `postgres.Postgres` does."""
+
+    async def open(self, cluster_id: str) -> None: ...
+    async def close(self) -> None: ...
+    async def write(self, shard: int, term: int, messages: list[ArchivedMessage], contexts: list[ArchivedContext]) -> None: ...
+    async def erase(self, shard: int, term: int, contexts: list[tuple[str, int]]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiverOptions:
+    """Every `flush_s` what has come is copied, `batch_messages` at most in one transaction; `shards_at_once` write beside each other."""
+
+    flush_s: float = 1.0
+    batch_messages: int = 1_000
+    shards_at_once: int = 4
+
+
+@dataclass(slots=True)
+class ArchiveCounters:
+    """What metrics tell. `failures` by cause."""
+
+    messages: int = 0
+    bytes: int = 0
+    batches: int = 0
+    erased: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    is_healthy: bool = False
+    reason: str = "It has not been connected yet."
+
+
+@dataclass(slots=True)
+class _Led:
+    """A shard that this node leads: the term, and by context since when it has messages that are not archived, and how many."""
+
+    term: int
+    behind: dict[str, tuple[float, int]] = field(default_factory=dict)
+    is_scanned: bool = False
+
+
+class Archiver:
+    """The archiver of one node. `note` is told of every event; `run` copies until it is cancelled. `jitter` gives numbers in [0, 1)."""
+
+    def __init__(
+        self,
+        shards: ShardDirectory,
+        archive: Archive,
+        options: ArchiverOptions,
+        *,
+        cluster_id: Callable[[], str],
+        now_ms: Callable[[], int],
+        jitter: Callable[[], float],
+    ) -> None:
+        self.counters = ArchiveCounters()
+        self._shards, self._archive, self._options = shards, archive, options
+        self._cluster_id, self._now_ms, self._jitter = cluster_id, now_ms, jitter
+        self._led: dict[int, _Led] = {}
+        self._loop = asyncio.get_running_loop()
+        self._is_open = False
+        self._backoff_s = BACKOFF_MIN_S
+
+    def note(self, replica: Replica, event: Event) -> None:
+        """Something happened in a shard. Cheap: it is called for every message."""
+        led = self._led.get(replica.shard)
+        if led is None:
+            return
+        if event.kind == "message":
+            since, count = led.behind.get(event.context_id) or (self._loop.time(), 0)
+            led.behind[event.context_id] = since, count + len(event.bodies)
+        elif event.kind == "purged":
+            led.behind.pop(event.context_id, None)
+
+    @property
+    def lag_messages(self) -> int:
+        """Messages of the shards led here that the archive does not have yet."""
+        return sum(count for led in self._led.values() for _, count in led.behind.values())
+
+    @property
+    def lag_s(self) -> float:
+        """Age of the oldest of them, as far as this node has led its shard."""
+        oldest = min((since for led in self._led.values() for since, _ in led.behind.values()), default=None)
+        return 0.0 if oldest is None else self._loop.time() - oldest
+
+    # --- the loop -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                try:
+                    had_more = await self._round()
+                except ArchiveError as error:
+                    await self._fail(error)
+                else:
+                    if not had_more:
+                        await asyncio.sleep(self._options.flush_s)
+        finally:
+            await self._archive.close()
+
+    async def _fail(self, error: ArchiveError) -> None:
+        counters = self.counters
+        counters.failures[error.cause] = counters.failures.get(error.cause, 0) + 1
+        if counters.is_healthy or counters.reason != str(error):
+            logger.warning("the archive is late: %s", error)
+        counters.is_healthy, counters.reason = False, str(error)
+        # Whatever it was, a new connection is the best that can be tried.
+        self._is_open = False
+        await asyncio.sleep(self._backoff_s * (0.5 + self._jitter() / 2))
+        self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+
+    async def _round(self) -> bool:
+        """One turn of every shard that is led here; whether some have more. Raises `ArchiveError`."""
+        if not self._is_open:
+            await self._archive.open(self._cluster_id())
+            self._is_open = True
+        led = {replica.shard: replica for replica in self._shards.all() if replica.shard != SYSTEM_SHARD and self._is_led(replica)}
+        for shard in self._led.keys() - led.keys():
+            del self._led[shard]
+        free = asyncio.Semaphore(self._options.shards_at_once)
+
+        async def turn(replica: Replica) -> bool:
+            async with free:
+                return await self._turn(replica)
+
+        results = await gathered([turn(replica) for replica in led.values()])
+        self._backoff_s = BACKOFF_MIN_S
+        if not self.counters.is_healthy:
+            logger.info("the archive is connected")
+        self.counters.is_healthy, self.counters.reason = True, ""
+        return any(results)
+
+    @staticmethod
+    def _is_led(replica: Replica) -> bool:
+        return replica.failure is None and replica.group.is_leader
+
+    # --- one shard ------------------------------------------------------------------------------------------------------
+
+    async def _turn(self, replica: Replica) -> bool:
+        """Copy one batch of a shard, and erase what was purged; whether there is more."""
+        term = replica.group.status().term
+        led = self._led.get(replica.shard)
+        if led is None or led.term != term:
+            led = self._led[replica.shard] = _Led(term)
+        try:
+            if not led.is_scanned:
+                await self._scan(replica, led)
+            more = await self._copy(replica, led)
+            await self._erase(replica, led)
+        except Fenced:
+            # Whoever leads now does it. If it is this node after all, its term is a newer one soon.
+            self._led.pop(replica.shard, None)
+            return False
+        except (Refusal, StorageError) as error:
+            logger.info("shard %d is archived later: %s", replica.shard, error)
+            return False
+        return more
+
+    async def _scan(self, replica: Replica, led: _Led) -> None:
+        """Find what is not archived: a leader that was none before does not know."""
+        now, after = self._loop.time(), ""
+        while True:
+            rows = replica.store.list_contexts(after=after, limit=SCANNED_AT_ONCE)
+            for row in rows:
+                head = read_head(row.record)
+                if head.archived_seq < head.last_seq and row.id not in replica.machine.contexts:
+                    led.behind.setdefault(row.id, (now, head.last_seq - head.archived_seq))
+            if len(rows) < SCANNED_AT_ONCE:
+                break
+            after = rows[-1].id
+            await asyncio.sleep(0)
+        for context in list(replica.machine.contexts.values()):
+            if context.head.archived_seq < context.head.last_seq:
+                led.behind.setdefault(context.id, (now, context.head.last_seq - context.head.archived_seq))
+        led.is_scanned = True
+
+    async def _copy(self, replica: Replica, led: _Led) -> bool:
+        messages, marks = self._batch(replica, led)
+        if not marks:
+            return False
+        await self._archive.write(replica.shard, led.term, messages, marks)
+        noted = tuple(Archived(one.context_id, one.incarnation, one.seq) for one in marks)
+        accepted(await replica.propose(NoteArchived(self._now_ms(), noted)))
+        self.counters.batches += 1
+        self.counters.messages += len(messages)
+        self.counters.bytes += sum(len(one.raw) for one in messages)
+        for mark in marks:
+            self._settle(replica, led, mark.context_id)
+        return len(messages) >= self._options.batch_messages or sum(len(one.raw) for one in messages) >= BATCH_BYTES
+
+    def _settle(self, replica: Replica, led: _Led, context_id: str) -> None:
+        """A context has been copied up to its mark; more may have come meanwhile."""
+        context = replica.context(context_id)
+        left = 0 if context is None else context.head.last_seq - context.head.archived_seq
+        if left <= 0:
+            led.behind.pop(context_id, None)
+        else:
+            led.behind[context_id] = self._loop.time(), left
+
+    def _batch(self, replica: Replica, led: _Led) -> tuple[list[ArchivedMessage], list[ArchivedContext]]:
+        """The next messages, context by context, those first that have waited longest."""
+        messages: list[ArchivedMessage] = []
+        marks: list[ArchivedContext] = []
+        size = 0
+        for context_id in list(led.behind):
+            room = self._options.batch_messages - len(messages)
+            if room <= 0 or size >= BATCH_BYTES:
+                break
+            context = replica.context(context_id)
+            if context is None or context.head.archived_seq >= context.head.last_seq:
+                led.behind.pop(context_id, None)
+                continue
+            head = context.head
+            last = min(head.last_seq, head.archived_seq + room)
+            copied = head.archived_seq
+            for seq, body in history(replica, context, head.archived_seq + 1, last):
+                messages.append(ArchivedMessage(context_id, head.incarnation, seq, bytes(body)))
+                copied, size = seq, size + len(body)
+                if size >= BATCH_BYTES:
+                    break
+            marks.append(ArchivedContext(context_id, head.incarnation, copied))
+        return messages, marks
+
+    async def _erase(self, replica: Replica, led: _Led) -> None:
+        purged = list(replica.machine.erasures)[: self._options.batch_messages]
+        if purged:
+            await self._archive.erase(replica.shard, led.term, purged)
+            accepted(await replica.propose(NoteArchived(self._now_ms(), erased=tuple(purged))))
+            self.counters.erased += len(purged)
+
+
+async def gathered(work: list[Coroutine[Any, Any, bool]]) -> list[bool]:
+    """The results of all; once all have ended, what the first of those raised that failed."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for error in _errors(results):
+        raise error
+    return [bool(result) for result in results]
+
+
+def _errors(results: list[Any]) -> Iterator[BaseException]:
+    return (result for result in results if isinstance(result, BaseException))

@@ -1,0 +1,229 @@
+"""Postgres as the archive: the only caller of it.
+
+Knows SQL's errors and says them as an `ArchiveError` with a cause. Does not know what is copied when. Invariants: every transaction that
+writes raises its shard's fence first, so that a leader that was replaced changes nothing any more; what is there already is left as it is;
+a schema that is newer than this version is not touched.
+"""
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+import msgspec
+
+from context_node.archive import schema as sql
+
+CLOSE_S = 2.0
+
+ADVISORY_LOCK = 0x636F6E74
+"""`pg_advisory_xact_lock` of whoever migrates: of several nodes that start together one does."""
+
+
+class ArchiveError(Exception):
+    """Postgres did not do what it was asked. `cause` is one word for metrics; the message is for people and holds no password."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class Fenced(ArchiveError):
+    """A newer leader of the shard has written: this one has been replaced, or will learn so soon."""
+
+    def __init__(self, shard: int) -> None:
+        super().__init__("fenced", f"a newer leader of shard {shard} writes to the archive")
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresOptions:
+    """`dsn`: a libpq connection URI (its `sslmode` and `sslrootcert` say how far the server is trusted). `schema`: the archive's own.
+    `pool_max`: connections at once. Times in seconds."""
+
+    dsn: str
+    schema: str = "contextstore"
+    pool_max: int = 4
+    connect_timeout_s: float = 10.0
+    command_timeout_s: float = 60.0
+
+
+class ArchivedMessage(msgspec.Struct, frozen=True, gc=False):
+    """One row: `raw` is the message's JSON as it is in the history."""
+
+    context_id: str
+    incarnation: int
+    seq: int
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedContext:
+    """All messages of a context up to `seq` are there."""
+
+    context_id: str
+    incarnation: int
+    seq: int
+
+
+class _Told(msgspec.Struct, frozen=True, gc=False):
+    """What of a message has a column of its own."""
+
+    role: str
+    token_count: int
+    inserted_at: datetime
+
+
+_told = msgspec.json.Decoder(_Told)
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class Postgres:
+    """The archive of one cluster. `open` before the rest, `close` at the end."""
+
+    def __init__(self, options: Callable[[], PostgresOptions]) -> None:
+        """`options` is asked at every `open`, so that a new password needs no restart. It may raise `ArchiveError`."""
+        self._options = options
+        self._schema = ""
+        self._pool: asyncpg.Pool[Any] | None = None
+
+    async def open(self, cluster_id: str) -> None:
+        """Connect, and bring the schema up to this version. Raises `ArchiveError`; may be called again then."""
+        await self.close()
+        options = self._options()
+        self._schema = '"' + options.schema.replace('"', '""') + '"'
+        with _told_as_archive_error():
+            pool = asyncpg.create_pool(
+                options.dsn,
+                min_size=0,
+                max_size=options.pool_max,
+                timeout=options.connect_timeout_s,
+                command_timeout=options.command_timeout_s,
+                server_settings={"application_name": "contextstore"},
+            )
+            self._pool = await pool
+            try:
+                async with self._pool.acquire() as connection, connection.transaction():
+                    await self._migrate(connection, options.schema, cluster_id)
+            except BaseException:
+                await self.close()
+                raise
+
+    async def close(self) -> None:
+        """End all connections; what is under way after `CLOSE_S` is broken off and rolled back."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await pool.close()
+        except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            pool.terminate()
+            # Sockets end in the next turn of the loop.
+            await asyncio.sleep(0)
+
+    async def _migrate(self, connection: Any, schema: str, cluster_id: str) -> None:
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", ADVISORY_LOCK)
+        await connection.execute(sql.PREPARE.format(schema=self._schema))
+        held = dict(await connection.fetch(f"SELECT key, value FROM {self._schema}.meta"))
+        if (owner := held.get("cluster_id", cluster_id)) != cluster_id:
+            raise ArchiveError(
+                "foreign",
+                f"schema {schema} holds the archive of cluster {owner}, not of {cluster_id}; give another archive_schema",
+            )
+        version = int(held.get("version", 0))
+        if version > len(sql.MIGRATIONS):
+            raise ArchiveError(
+                "newer_schema",
+                f"schema {schema} is of version {version}, and this node knows {len(sql.MIGRATIONS)}: run a newer version",
+            )
+        for migration in sql.MIGRATIONS[version:]:
+            await connection.execute(migration.format(schema=self._schema))
+        put = f"INSERT INTO {self._schema}.meta VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+        await connection.executemany(put, [("cluster_id", cluster_id), ("version", str(len(sql.MIGRATIONS)))])
+
+    async def write(self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]) -> None:
+        """Copy messages, and note how far contexts are, in one transaction. Raises `Fenced`, `ArchiveError`."""
+        columns = _columns(messages)
+        marks = ([one.context_id for one in contexts], [one.incarnation for one in contexts], [one.seq for one in contexts])
+        async with self._fenced(shard, term) as connection:
+            await connection.execute(sql.PUT_MESSAGES.format(schema=self._schema), *columns)
+            await connection.execute(sql.PUT_CONTEXTS.format(schema=self._schema), *marks, shard)
+
+    async def erase(self, shard: int, term: int, contexts: Sequence[tuple[str, int]]) -> None:
+        """Erase contexts, given as (id, incarnation). Raises `Fenced`, `ArchiveError`."""
+        async with self._fenced(shard, term) as connection:
+            for statement in sql.ERASE:
+                await connection.execute(statement.format(schema=self._schema), [one[0] for one in contexts], [one[1] for one in contexts])
+
+    async def page(self, context_id: str, incarnation: int, first: int, last: int, limit: int) -> list[tuple[int, bytes]]:
+        """Messages [first, last] in order, `limit` at most. Raises `ArchiveError`."""
+        with _told_as_archive_error():
+            async with self._connections().acquire() as connection:
+                rows = await connection.fetch(sql.PAGE.format(schema=self._schema), context_id, incarnation, first, last, limit)
+        return [(row["seq"], row["raw"].encode()) for row in rows]
+
+    @asynccontextmanager
+    async def _fenced(self, shard: int, term: int) -> AsyncIterator[Any]:
+        with _told_as_archive_error():
+            async with self._connections().acquire() as connection, connection.transaction():
+                if await connection.fetchval(sql.RAISE_FENCE.format(schema=self._schema), shard, term) is None:
+                    raise Fenced(shard)
+                yield connection
+
+    def _connections(self) -> "asyncpg.Pool[Any]":
+        if self._pool is None:
+            raise ArchiveError("closed", "the archive is not connected")
+        return self._pool
+
+
+def _columns(messages: Sequence[ArchivedMessage]) -> tuple[list[Any], ...]:
+    told = [_told.decode(one.raw) for one in messages]
+    return (
+        [one.context_id for one in messages],
+        [one.incarnation for one in messages],
+        [one.seq for one in messages],
+        [one.role for one in told],
+        [one.token_count for one in told],
+        [one.inserted_at for one in told],
+        [one.raw.decode() for one in messages],
+        [fits_jsonb(one.raw) for one in messages],
+    )
+
+
+def fits_jsonb(raw: bytes) -> bool:
+    """Whether jsonb can hold a JSON text: it knows no U+0000 (PostgreSQL, "JSON Types"). Lone surrogates, which it does not know
+    either, are refused at the edge already."""
+    return _NUL.search(raw) is None
+
+
+class _told_as_archive_error:
+    """What asyncpg, the network and TLS raise, as an `ArchiveError`."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, ArchiveError):
+            return
+        if isinstance(error, asyncpg.PostgresError):
+            raise ArchiveError(cause_of(error.sqlstate or ""), f"Postgres: {error}") from error
+        if isinstance(error, TimeoutError):
+            raise ArchiveError("timeout", "Postgres did not answer in time") from error
+        if isinstance(error, ssl.SSLError | OSError | asyncpg.InterfaceError):
+            raise ArchiveError("unreachable", f"Postgres cannot be reached: {error}") from error
+
+
+CAUSES = (
+    ("28", "login"), ("3D", "login"), ("42501", "permission"), ("53100", "disk_full"), ("53300", "too_many_connections"),
+    ("57", "stopped"), ("08", "unreachable"), ("25006", "read_only"), ("40", "conflict"),
+)  # fmt: skip
+"""By the beginning of an SQLSTATE (PostgreSQL, appendix A) one word."""
+
+
+def cause_of(sqlstate: str) -> str:
+    return next((cause for beginning, cause in CAUSES if sqlstate.startswith(beginning)), "refused")

@@ -1,0 +1,158 @@
+"""Postgres as the archive: what is written stays as it is, older leaders write nothing, and each trouble has a name."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from context_node.archive import schema
+from context_node.archive.postgres import ArchivedContext, ArchivedMessage, ArchiveError, Fenced, Postgres, PostgresOptions, fits_jsonb
+
+CLUSTER = "c" * 32
+
+
+def message(seq: int, text: str = "hello", context_id: str = "talk", incarnation: int = 7) -> ArchivedMessage:
+    said = json.dumps({"seq": seq, "role": "user", "parts": [{"type": "text", "text": text}], "metadata": {}, "token_count": 3})
+    return ArchivedMessage(context_id, incarnation, seq, (said[:-1] + ',"inserted_at":"2030-01-01T00:00:00.123Z"}').encode())
+
+
+def archive(dsn: str, name: str = "contextstore") -> Postgres:
+    return Postgres(lambda: PostgresOptions(dsn, name))
+
+
+def run(dsn: str, check: Callable[[Postgres], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            postgres = archive(dsn)
+            await postgres.open(CLUSTER)
+            try:
+                await check(postgres)
+            finally:
+                await postgres.close()
+
+    asyncio.run(bounded())
+
+
+async def query(dsn: str, statement: str) -> list[Any]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return [tuple(row) for row in await connection.fetch(statement)]
+    finally:
+        await connection.close()
+
+
+def test_what_is_written_twice_is_there_once_byte_for_byte(dsn: str) -> None:
+    async def check(postgres: Postgres) -> None:
+        first, second = message(1, '  spaces \t and "quotes" 🙂 '), message(2)
+        await postgres.write(3, 1, [first, second], [ArchivedContext("talk", 7, 2)])
+        # Another leader meets what the first wrote, and brings more.
+        await postgres.write(3, 2, [second, message(3)], [ArchivedContext("talk", 7, 3)])
+        assert await postgres.page("talk", 7, 1, 10, 100) == [(1, first.raw), (2, second.raw), (3, message(3).raw)]
+        assert await postgres.page("talk", 7, 2, 3, 1) == [(2, second.raw)]
+        rows = await query(dsn, "SELECT seq, role, token_count, body->'parts'->0->>'text' FROM contextstore.messages ORDER BY seq")
+        assert rows[0] == (1, "user", 3, '  spaces \t and "quotes" 🙂 ')
+        assert await query(dsn, "SELECT context_id, shard, archived_seq FROM contextstore.contexts") == [("talk", 3, 3)]
+
+    run(dsn, check)
+
+
+def test_what_jsonb_cannot_hold_is_kept_as_text(dsn: str) -> None:
+    async def check(postgres: Postgres) -> None:
+        texts = ["a \x00 b", "a backslash before it: \\u0000", "\\\x00", "a pair \U0001f642"]
+        given = [message(seq, text) for seq, text in enumerate(texts, 1)]
+        assert [fits_jsonb(one.raw) for one in given] == [False, True, False, True]
+        await postgres.write(0, 1, given, [ArchivedContext("talk", 7, 4)])
+        assert [raw for _, raw in await postgres.page("talk", 7, 1, 4, 10)] == [one.raw for one in given]
+        rows = await query(dsn, "SELECT body IS NULL FROM contextstore.messages ORDER BY seq")
+        assert rows == [(True,), (False,), (True,), (False,)]
+
+    run(dsn, check)
+
+
+def test_a_leader_that_was_replaced_writes_and_erases_nothing(dsn: str) -> None:
+    async def check(postgres: Postgres) -> None:
+        await postgres.write(0, 5, [message(1)], [ArchivedContext("talk", 7, 1)])
+        with pytest.raises(Fenced):
+            await postgres.write(0, 4, [message(2)], [ArchivedContext("talk", 7, 2)])
+        with pytest.raises(Fenced):
+            await postgres.erase(0, 4, [("talk", 7)])
+        await postgres.write(1, 1, [message(1, context_id="other")], [ArchivedContext("other", 7, 1)])
+        assert len(await postgres.page("talk", 7, 1, 10, 10)) == 1
+
+    run(dsn, check)
+
+
+def test_an_open_transaction_of_an_old_leader_cannot_end_behind_a_newer_one(dsn: str) -> None:
+    """It holds its shard's fence, so the newer one waits for it; and once the newer one has raised the fence, it is too late."""
+
+    async def check(postgres: Postgres) -> None:
+        async with postgres._fenced(0, 1):
+            newer = asyncio.create_task(postgres.write(0, 2, [message(1)], [ArchivedContext("talk", 7, 1)]))
+            done, _ = await asyncio.wait({newer}, timeout=0.5)
+            assert not done, "it wrote beside the older one"
+        await newer
+        with pytest.raises(Fenced):
+            await postgres.write(0, 1, [message(2)], [])
+
+    run(dsn, check)
+
+
+def test_erasing_takes_one_incarnation_whole_and_no_other(dsn: str) -> None:
+    async def check(postgres: Postgres) -> None:
+        old, new = message(1), message(1, "again", incarnation=9)
+        await postgres.write(0, 1, [old, new], [ArchivedContext("talk", 7, 1), ArchivedContext("talk", 9, 1)])
+        await postgres.erase(0, 1, [("talk", 7), ("never there", 1)])
+        assert await postgres.page("talk", 7, 1, 1, 10) == []
+        assert await postgres.page("talk", 9, 1, 1, 10) == [(1, new.raw)]
+        assert await query(dsn, "SELECT incarnation FROM contextstore.contexts") == [(9,)]
+
+    run(dsn, check)
+
+
+def test_several_nodes_that_start_together_make_the_schema_once(dsn: str) -> None:
+    async def check(_postgres: Postgres) -> None:
+        others = [archive(dsn, "another") for _ in range(4)]
+        await asyncio.gather(*(other.open(CLUSTER) for other in others))
+        for other in others:
+            await other.open(CLUSTER)
+            await other.close()
+        assert await query(dsn, "SELECT value FROM another.meta WHERE key = 'version'") == [(str(len(schema.MIGRATIONS)),)]
+
+    run(dsn, check)
+
+
+def test_a_newer_schema_and_another_clusters_are_left_alone(dsn: str) -> None:
+    async def check(_postgres: Postgres) -> None:
+        with pytest.raises(ArchiveError, match=f"holds the archive of cluster {CLUSTER}") as refusal:
+            await archive(dsn).open("d" * 32)
+        assert refusal.value.cause == "foreign"
+        await query(dsn, "UPDATE contextstore.meta SET value = '99' WHERE key = 'version'")
+        with pytest.raises(ArchiveError, match="version 99") as refusal:
+            await archive(dsn).open(CLUSTER)
+        assert refusal.value.cause == "newer_schema"
+
+    run(dsn, check)
+
+
+def test_each_trouble_has_a_cause_and_no_message_holds_the_password(dsn: str) -> None:
+    async def check(postgres: Postgres) -> None:
+        async def cause(uri: str) -> str:
+            with pytest.raises(ArchiveError) as refusal:
+                await archive(uri).open(CLUSTER)
+            assert "hunter2" not in str(refusal.value)
+            return refusal.value.cause
+
+        assert await cause(dsn.replace("a%20password%20of%20a%20test", "hunter2")) == "login"
+        assert await cause(dsn.replace("/test_", "/no_such_test_")) == "login"
+        assert await cause("postgresql://u:hunter2@127.0.0.1:1/postgres") == "unreachable"
+        assert await cause("nonsense hunter2") == "unreachable"
+        await query(dsn, "CREATE ROLE reader LOGIN PASSWORD 'hunter2'")
+        assert await cause(dsn.replace("contextstore:a%20password%20of%20a%20test", "reader:hunter2")) == "permission"
+        await postgres.close()
+        with pytest.raises(ArchiveError, match="not connected"):
+            await postgres.page("talk", 7, 1, 1, 1)
+
+    run(dsn, check)
