@@ -72,6 +72,25 @@ def test_s3_three_commands_make_a_cluster_that_outlives_the_death_of_any_node(tm
         assert [one["seq"] for one in history] == [1, 2, 3, 4, 5]
 
 
+def test_h5_a_local_read_goes_on_without_a_majority_and_says_no_more_than_its_replica_has(tmp_path: Path) -> None:
+    with three_nodes(tmp_path) as nodes:
+        for number in range(3):
+            append(nodes[2], f"message {number}")
+        local = f"{nodes[2].url}/v1/contexts/talk"
+        wait_until(lambda: call(f"{local}?consistency=local")[1].get("last_seq") == 3, "the third node to have it")
+        for node in nodes[:2]:
+            node.send(signal.SIGKILL)
+        wait_until(lambda: call(local)[0] == 503, "linearizable reads to be refused")
+        for path in ("", "/context", "/messages", "/tail"):
+            assert call(f"{local}{path}")[0] == 503
+            assert call(f"{local}{path}?consistency=local")[0] == 200, path
+        assert len(call(f"{local}/messages?consistency=local")[1]["messages"]) == 3
+        assert call(f"{local}?consistency=local&min_version=3")[0] == 200
+        status, answer = call(f"{local}?consistency=local&min_version=4")
+        assert (status, answer["error"]) == (503, "unavailable")
+        assert "at version 3, not yet at 4" in answer["message"]
+
+
 def test_s4_a_node_that_stops_hands_its_leaderships_over(tmp_path: Path) -> None:
     with three_nodes(tmp_path) as nodes:
         append(nodes[0], "first")

@@ -159,7 +159,7 @@ class FakeService:
         put, view = await self.put_context(context_id, request)
         return context_id, put, view
 
-    async def get_context(self, context_id: str) -> ContextView:
+    async def get_context(self, context_id: str, local: int | None = None) -> ContextView:
         await self.before()
         return self._of(context_id).view
 
@@ -190,20 +190,22 @@ class FakeService:
         page = found[: request.limit]
         return page, page[-1].id if len(found) > len(page) else None
 
-    async def page(self, context_id: str, from_seq: int | None, limit: int, descending: bool) -> FakePage:
+    async def page(self, context_id: str, from_seq: int | None, limit: int, descending: bool, local: int | None = None) -> FakePage:
         await self.before()
         messages = self._of(context_id).messages
         start = (from_seq or 1) if (from_seq or 1) > 0 else len(messages) + 1 + (from_seq or 0)
         found = messages[max(0, start - 1) : max(0, start - 1) + limit]
         return FakePage(found[::-1] if descending else found, len(messages))
 
-    async def tail(self, context_id: str, offset: int, limit: int) -> FakePage:
+    async def tail(self, context_id: str, offset: int, limit: int, local: int | None = None) -> FakePage:
         await self.before()
         messages = self._of(context_id).messages
         end = max(0, len(messages) - offset)
         return FakePage(messages[max(0, end - limit) : end], len(messages))
 
-    async def window(self, context_id: str, budget_tokens: int | None, if_version: int | None, etag: str | None) -> FakeWindow:
+    async def window(
+        self, context_id: str, budget_tokens: int | None, if_version: int | None, etag: str | None, local: int | None = None
+    ) -> FakeWindow:
         await self.before()
         kept = self._of(context_id)
         version = kept.view.version

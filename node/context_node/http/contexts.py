@@ -15,7 +15,7 @@ from context_node.http import codec
 from context_node.http.calls import Call, check_content_type, id_of, key_of, read_body
 from context_node.http.messages import check_metadata
 from context_node.http.problems import NotAvailable
-from context_node.http.queries import DeleteQuery, NoQuery, ReadQuery, parse_list_query, parse_query
+from context_node.http.queries import DeleteQuery, NoQuery, ReadQuery, local_of, parse_list_query, parse_query
 from context_node.http.replies import Reply, empty_reply, json_reply
 from context_node.http.schemas import (
     ContextAnswer,
@@ -98,13 +98,13 @@ async def get(edge: "Edge", call: Call) -> Reply:
     """GET /v1/contexts/{id}"""
     context_id = id_of(call, edge.limits.id_bytes_max)
     query = parse_query(call.query, ReadQuery)
-    view = await edge.service.get_context(context_id)
+    view = await edge.service.get_context(context_id, local_of(query))
     check_min_version(query.min_version, view.version)
     return json_reply(200, context_json(view), (("X-Context-Leader", edge.service.leader_of(context_id)),))
 
 
 def check_min_version(min_version: int | None, version: int) -> None:
-    """On one node there is nothing to wait for: a version that is not there was never acknowledged."""
+    """Of a linearizable read there is nothing to wait for: a version that is not there was never acknowledged."""
     if min_version is not None and version < min_version:
         raise Unavailable(f"The context is at version {version}, not yet at {min_version}; retry shortly.", version=version)
 

@@ -17,7 +17,7 @@ from context_node.http import codec, openai_messages
 from context_node.http.calls import Call, check_content_type, id_of, key_of, read_body
 from context_node.http.limits import HttpLimits
 from context_node.http.logs import event
-from context_node.http.queries import AppendQuery, NoQuery, PageQuery, TailQuery, parse_query
+from context_node.http.queries import AppendQuery, NoQuery, PageQuery, TailQuery, local_of, parse_query
 from context_node.http.replies import Reply, json_reply
 from context_node.http.schemas import SEQ_MAX, AppendBody, MessageBody
 from context_node.http.service import Page
@@ -135,7 +135,8 @@ async def page(edge: "Edge", call: Call) -> Reply:
     """GET /v1/contexts/{id}/messages"""
     context_id = id_of(call, edge.limits.id_bytes_max)
     query = parse_query(call.query, PageQuery)
-    answer = await edge.service.page(context_id, query.from_seq, _limit(query.limit, edge), query.direction == "desc")
+    limit, is_descending = _limit(query.limit, edge), query.direction == "desc"
+    answer = await edge.service.page(context_id, query.from_seq, limit, is_descending, local_of(query))
     return _page_reply(edge, context_id, answer)
 
 
@@ -143,7 +144,8 @@ async def tail(edge: "Edge", call: Call) -> Reply:
     """GET /v1/contexts/{id}/tail"""
     context_id = id_of(call, edge.limits.id_bytes_max)
     query = parse_query(call.query, TailQuery)
-    return _page_reply(edge, context_id, await edge.service.tail(context_id, query.offset, _limit(query.limit, edge)))
+    answer = await edge.service.tail(context_id, query.offset, _limit(query.limit, edge), local_of(query))
+    return _page_reply(edge, context_id, answer)
 
 
 def _limit(limit: int, edge: "Edge") -> int:

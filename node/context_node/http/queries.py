@@ -34,6 +34,11 @@ StreamCursor = Annotated[
 MinVersion = Annotated[int, Meta(ge=0, le=SEQ_MAX, description="With `consistency=local`: wait until the replica has this version.")]
 
 
+def local_of(query: "ReadQuery | PageQuery | TailQuery | WindowQuery") -> int | None:
+    """What a read is asked to be local to: None for a linearizable one, else the least version."""
+    return (query.min_version or 0) if query.consistency == "local" else None
+
+
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A route without parameters."""
 

@@ -15,7 +15,7 @@ from context_node.http.calls import Call, check_content_type, id_of, key_of, rea
 from context_node.http.contexts import check_min_version
 from context_node.http.messages import new_messages
 from context_node.http.problems import NotAvailable
-from context_node.http.queries import NoQuery, WindowQuery, parse_query
+from context_node.http.queries import NoQuery, WindowQuery, local_of, parse_query
 from context_node.http.replies import Reply, empty_reply, json_reply
 from context_node.http.schemas import CompactBody
 
@@ -37,7 +37,7 @@ async def get(edge: "Edge", call: Call) -> Reply:
         raise NotAvailable("Reading a window as it was (at_version) is not available in this version.", feature="at_version")
     # What the client knows goes along, so that a window that has not changed need not be made.
     known = call.request.headers.get("If-None-Match")
-    answer = await edge.service.window(context_id, query.budget_tokens, query.if_version, known)
+    answer = await edge.service.window(context_id, query.budget_tokens, query.if_version, known, local_of(query))
     check_min_version(query.min_version, answer.version)
     headers = (
         ("ETag", answer.etag),

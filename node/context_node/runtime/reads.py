@@ -35,6 +35,9 @@ PAGE_BYTES_MAX = 16 << 20
 EXPORT_BYTES = 1 << 20
 """A chunk of an export ends above this many bytes."""
 
+LOCAL_WAIT_S, LOCAL_LOOK_S = 2.0, 0.02
+"""How long a local read waits for a version that this replica does not have yet, and how often it looks."""
+
 ROWS_PER_READ = 100
 """So many messages are read from a database at once: of the largest ones this is 100 MiB, and a page of 1,000 would be ten times that."""
 
@@ -93,21 +96,37 @@ class Reads:
         self._rules = rules
         self._stream_lag_max = stream_lag_max
 
-    async def _context(self, context_id: str) -> tuple[Replica, Context]:
+    async def _context(self, context_id: str, local: int | None = None) -> tuple[Replica, Context]:
+        """The context after all that was acknowledged (H5); with `local` as this replica has it, once it has that version at least. Raises
+        `Unavailable` if it does not get it soon."""
         replica = self._shards.replica_of(context_id)
-        await replica.read_barrier()
+        if local is None:
+            await replica.read_barrier()
+        elif replica.failure is not None:
+            raise Unavailable(replica.failure)
         context = replica.context(context_id)
+        if local:
+            loop = asyncio.get_running_loop()
+            until = loop.time() + LOCAL_WAIT_S
+            while (version := 0 if context is None else context.head.version) < local:
+                if loop.time() >= until:
+                    raise Unavailable(f"This replica is at version {version}, not yet at {local}; retry shortly.", version=version)
+                await asyncio.sleep(LOCAL_LOOK_S)
+                context = replica.context(context_id)
         if context is None:
             raise not_found(context_id)
         return replica, context
 
-    async def get_context(self, context_id: str) -> ContextView:
-        """A context's configuration and counters."""
-        return view_of(*await self._context(context_id))
+    async def get_context(self, context_id: str, local: int | None = None) -> ContextView:
+        """A context's configuration and counters. `local`, here and below: None for a linearizable read, else the version that this
+        replica must have at least (0: whatever it has), however far others are."""
+        return view_of(*await self._context(context_id, local))
 
-    async def window(self, context_id: str, budget_tokens: int | None, if_version: int | None, etag: str | None) -> WindowAnswer:
+    async def window(
+        self, context_id: str, budget_tokens: int | None, if_version: int | None, etag: str | None, local: int | None = None
+    ) -> WindowAnswer:
         """The window, fitted to `budget_tokens` for this read if given. `etag` is what the caller has."""
-        replica, context = await self._context(context_id)
+        replica, context = await self._context(context_id, local)
         head = context.head
         if if_version is not None and if_version != head.version:
             raise VersionConflict(
@@ -141,9 +160,9 @@ class Reads:
             plan = Plan(budget_tokens, plan.trigger_ratio, plan.target_ratio, plan.strategy, plan.items_max)
         return fit(context.window.items, plan), plan
 
-    async def page(self, context_id: str, from_seq: int | None, limit: int, descending: bool) -> Page:
+    async def page(self, context_id: str, from_seq: int | None, limit: int, descending: bool, local: int | None = None) -> Page:
         """Messages from `from_seq` on (negative counts from the end, None is the end that the direction starts at)."""
-        replica, context = await self._context(context_id)
+        replica, context = await self._context(context_id, local)
         last_seq = context.head.last_seq
         start = from_seq
         if start is None:
@@ -157,9 +176,9 @@ class Reads:
         rows = history(replica, context, max(1, start), min(last_seq, max(1, start) + limit - 1))
         return _page(rows, last_seq, last_seq)
 
-    async def tail(self, context_id: str, offset: int, limit: int) -> Page:
+    async def tail(self, context_id: str, offset: int, limit: int, local: int | None = None) -> Page:
         """The `limit` messages before the newest `offset` ones, oldest first."""
-        replica, context = await self._context(context_id)
+        replica, context = await self._context(context_id, local)
         last_seq = context.head.last_seq
         newest = last_seq - offset
         rows = history(replica, context, max(1, newest - limit + 1), newest, descending=True)

@@ -68,10 +68,11 @@ class RoutedService:
                 pass  # its leadership is being handed over; nothing was done
         return await self._cluster.call_leader(shard, name, (context_id, *arguments))
 
-    async def _read(self, name: str, context_id: str, *arguments: Any) -> Any:
+    async def _read(self, name: str, context_id: str, *arguments: Any, local: int | None) -> Any:
         shard = shard_of(context_id, self._shards.count)
         if self._holds(shard):
-            return await getattr(self._local, name)(context_id, *arguments)
+            return await getattr(self._local, name)(context_id, *arguments, local)
+        # Where there is no replica to be local to, the leader has at least what any other has.
         return await self._cluster.call_leader(shard, name, (context_id, *arguments))
 
     # --- contexts ----------------------------------------------------------------------------------------------------
@@ -102,17 +103,19 @@ class RoutedService:
     async def pin(self, context_id: str, seq: int, pinned: bool) -> Rewritten:
         return cast(Rewritten, await self._write("pin", context_id, seq, pinned))
 
-    async def get_context(self, context_id: str) -> ContextView:
-        return cast(ContextView, await self._read("get_context", context_id))
+    async def get_context(self, context_id: str, local: int | None = None) -> ContextView:
+        return cast(ContextView, await self._read("get_context", context_id, local=local))
 
-    async def page(self, context_id: str, from_seq: int | None, limit: int, descending: bool) -> Page:
-        return cast(Page, await self._read("page", context_id, from_seq, limit, descending))
+    async def page(self, context_id: str, from_seq: int | None, limit: int, descending: bool, local: int | None = None) -> Page:
+        return cast(Page, await self._read("page", context_id, from_seq, limit, descending, local=local))
 
-    async def tail(self, context_id: str, offset: int, limit: int) -> Page:
-        return cast(Page, await self._read("tail", context_id, offset, limit))
+    async def tail(self, context_id: str, offset: int, limit: int, local: int | None = None) -> Page:
+        return cast(Page, await self._read("tail", context_id, offset, limit, local=local))
 
-    async def window(self, context_id: str, budget_tokens: int | None, if_version: int | None, etag: str | None) -> WindowAnswer:
-        return cast(WindowAnswer, await self._read("window", context_id, budget_tokens, if_version, etag))
+    async def window(
+        self, context_id: str, budget_tokens: int | None, if_version: int | None, etag: str | None, local: int | None = None
+    ) -> WindowAnswer:
+        return cast(WindowAnswer, await self._read("window", context_id, budget_tokens, if_version, etag, local=local))
 
     async def list_contexts(self, request: ListContexts) -> tuple[list[ContextView], str | None]:
         pages: list[list[Listed]] = []
