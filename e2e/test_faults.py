@@ -34,6 +34,13 @@ def needs_class(name: str) -> None:
         pytest.skip(f"the cluster has no storage class {name!r}; the local Kubernetes has")
 
 
+def strictly(name: str, key: str) -> list[dict[str, object]]:
+    """A spread that the scheduler may not give up; without a wish it is only preferred. Machines that take no pods do not count."""
+    selector = {"matchLabels": {"app.kubernetes.io/instance": name, "app.kubernetes.io/component": "node"}}
+    rule = {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "DoNotSchedule", "nodeTaintsPolicy": "Honor", "labelSelector": selector}
+    return [rule]
+
+
 def healthy_machines() -> None:
     """Wait until every machine is ready and takes pods: what is made before keeps away from it for ever."""
 
@@ -101,7 +108,9 @@ def test_machines_are_drained_whose_volumes_stay_in_their_zone(another: Callable
     """A pod waits until its zone has a machine again. Meanwhile the budget lets nobody take a second one."""
     needs_class("zonal")
     healthy_machines()
-    cluster = another("zonal", storage={"storageClassName": "zonal"})
+    cluster = another(
+        "zonal", storage={"storageClassName": "zonal"}, topologySpreadConstraints=strictly("zonal", "topology.kubernetes.io/zone")
+    )
     cluster.wait_ready(3)
     machines = cluster.machines()
     assert len(set(machines.values())) == 3, "one pod in each zone"
@@ -150,7 +159,9 @@ def test_a_machine_dies_for_good_with_its_volume(another: Callable[..., Cluster]
     """Its disk was its own: the machine is deleted, the volume given up by an annotation, and the pod begins anew on another one."""
     needs_class("node-local")
     healthy_machines()
-    cluster = another("local", storage={"storageClassName": "node-local"})
+    cluster = another(
+        "local", storage={"storageClassName": "node-local"}, topologySpreadConstraints=strictly("local", "kubernetes.io/hostname")
+    )
     cluster.wait_ready(3)
     cluster.start_app("dead")
     spared, machines = cluster.app_machine("dead"), cluster.machines()
