@@ -178,6 +178,8 @@ def test_a_machine_dies_for_good_with_its_volume(another: Callable[..., Cluster]
         assert cluster.machines()[name] != machine
         assert all(one["number"] != number for one in cluster.get()["status"]["members"])
     finally:
+        # It comes back as a new one: while Kubernetes still collects what was the old one's, kubelet could not begin.
+        until("nothing of it is left", lambda: f"/{machine}\n" not in kubectl("get", "csinode", "-o", "name"))
         faults.boot(machine)
         until("the machine is back", lambda: "Ready" in kubectl("get", "node", machine, "--no-headers").split())
     cluster.stop_app("dead")
