@@ -124,6 +124,10 @@ class Archiver:
                     had_more = await self._round()
                 except ArchiveError as error:
                     await self._fail(error)
+                except Exception as error:
+                    # Whatever it is, the node serves on: the archive is never what it depends on.
+                    logger.exception("the archive met something unexpected")
+                    await self._fail(ArchiveError("unexpected", f"unexpected {type(error).__name__}; see the log"))
                 else:
                     if not had_more:
                         await asyncio.sleep(self._options.flush_s)
