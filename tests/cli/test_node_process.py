@@ -278,3 +278,12 @@ def test_a_disk_that_fails_ends_the_node_with_one_log_line_and_exit_code_1(tmp_p
 def test_python_m_context_node_is_the_same_command() -> None:
     result = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, env=clean_environment(), check=True, timeout=60)
     assert result.stdout.startswith("contextstore ")
+
+
+def test_a_node_that_began_without_any_key_takes_up_the_first(tmp_path: Path) -> None:
+    """An empty file of keys is one to be watched too."""
+    keys = tmp_path / "keys.jsonl"
+    keys.touch()
+    with running_node(tmp_path / "data", "--api-keys-file", str(keys)) as node:
+        assert run_command("keys", "create", "--name", "app", "--api-keys-file", str(keys)).returncode == 0
+        wait_until(lambda: any("keys_reloaded" in line for line in node.errors), "the first key to be taken up")

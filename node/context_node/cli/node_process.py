@@ -90,7 +90,10 @@ async def run(settings: Settings, *, is_dev: bool) -> int:
     wishes = Wishes()
     keyring = wiring.key_ring(settings)
     credentials = wiring.credentials(settings)
-    files = [Reread("keys", one) if isinstance(one, KeyRing) else Reread("certificate", one) for one in (keyring, credentials) if one]
+    # Not by their truth: a ring without a key yet is one to be watched too.
+    files = [
+        Reread("keys", one) if isinstance(one, KeyRing) else Reread("certificate", one) for one in (keyring, credentials) if one is not None
+    ]
     listen_to_signals(wishes, files)
     node = Node(wiring.node_options(settings, credentials), now_ms=now_ms, random_bytes=os.urandom, on_fatal=wishes.failed)
     archiver = archiver_of(settings, node)
