@@ -304,8 +304,8 @@ class Settings:
     )
     archive_tail_keep: int | None = setting(
         None, group=ARCHIVE, unit="messages", low=0, high=1_000_000_000, advanced=False,
-        reason="so many of a context's newest messages stay on the nodes' disks; older ones that the archive has confirmed are removed there, "
-        "and read from Postgres. Without it nothing is removed",
+        reason="so many of a context's newest messages stay on the nodes' disks; older ones that the archive has confirmed are removed "
+        "there, and read from Postgres. Without it nothing is removed",
     )
 
     log_format: str = setting(

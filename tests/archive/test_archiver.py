@@ -3,7 +3,7 @@
 import asyncio
 
 from context_node.archive.archiver import Archiver, ArchiverOptions
-from context_node.archive.postgres import ArchivedContext, ArchivedMessage
+from context_node.archive.rows import ArchivedContext, ArchivedMessage
 from context_node.runtime.shards import ShardDirectory
 
 
@@ -24,6 +24,9 @@ class Moody:
 
     async def write(self, _shard: int, _term: int, _messages: list[ArchivedMessage], _contexts: list[ArchivedContext]) -> None:
         raise AssertionError("there is nothing to write")
+
+    async def write_policies(self, _shard: int, _term: int, _policies: list[tuple[str, int, bytes]]) -> None:
+        raise AssertionError("there are none")
 
     async def erase(self, _shard: int, _term: int, _contexts: list[tuple[str, int]]) -> None:
         raise AssertionError("there is nothing to erase")

@@ -9,14 +9,28 @@ import asyncpg
 import pytest
 
 from context_node.archive import schema
-from context_node.archive.postgres import ArchivedContext, ArchivedMessage, ArchiveError, Fenced, Postgres, PostgresOptions, fits_jsonb
+from context_node.archive.postgres import ArchiveError, Fenced, Postgres, PostgresOptions
+from context_node.archive.rows import ArchivedContext, ArchivedMessage, fits_jsonb, message_row, told_of
 
 CLUSTER = "c" * 32
 
 
 def message(seq: int, text: str = "hello", context_id: str = "talk", incarnation: int = 7) -> ArchivedMessage:
     said = json.dumps({"seq": seq, "role": "user", "parts": [{"type": "text", "text": text}], "metadata": {}, "token_count": 3})
-    return ArchivedMessage(context_id, incarnation, seq, (said[:-1] + ',"inserted_at":"2030-01-01T00:00:00.123Z"}').encode())
+    raw = (said[:-1] + ',"inserted_at":"2030-01-01T00:00:00.123Z"}').encode()
+    return message_row(context_id, incarnation, seq, raw, b"info %d" % seq, told_of(raw), None)
+
+
+def mark(context_id: str, incarnation: int, seq: int, revision: int = 1) -> ArchivedContext:
+    return ArchivedContext(
+        context_id, incarnation, seq, revision, "active", b'{"who":"me"}', 1_900_000_000_000, 1_900_000_000_001, b"record"
+    )
+
+
+async def read(postgres: Postgres, context_id: str, incarnation: int, first: int, last: int, **named: Any) -> list[tuple[int, bytes]]:
+    rows = await postgres.read(context_id, incarnation, first, last, **{"bytes_max": 1 << 20, **named})
+    assert all(row.info == b"info %d" % row.seq for row in rows)
+    return [(row.seq, row.body) for row in rows]
 
 
 def archive(dsn: str, name: str = "contextstore") -> Postgres:
@@ -47,11 +61,13 @@ async def query(dsn: str, statement: str) -> list[Any]:
 def test_what_is_written_twice_is_there_once_byte_for_byte(dsn: str) -> None:
     async def check(postgres: Postgres) -> None:
         first, second = message(1, '  spaces \t and "quotes" 🙂 '), message(2)
-        await postgres.write(3, 1, [first, second], [ArchivedContext("talk", 7, 2)])
+        await postgres.write(3, 1, [first, second], [mark("talk", 7, 2)])
         # Another leader meets what the first wrote, and brings more.
-        await postgres.write(3, 2, [second, message(3)], [ArchivedContext("talk", 7, 3)])
-        assert await postgres.page("talk", 7, 1, 10, 100) == [(1, first.raw), (2, second.raw), (3, message(3).raw)]
-        assert await postgres.page("talk", 7, 2, 3, 1) == [(2, second.raw)]
+        await postgres.write(3, 2, [second, message(3)], [mark("talk", 7, 3)])
+        assert await read(postgres, "talk", 7, 1, 10) == [(1, first.raw), (2, second.raw), (3, message(3).raw)]
+        assert await read(postgres, "talk", 7, 2, 3, bytes_max=1) == [(2, second.raw)]
+        newest = [(3, message(3).raw), (2, second.raw)]
+        assert await read(postgres, "talk", 7, 1, 3, bytes_max=len(second.raw) + 1, descending=True) == newest
         rows = await query(dsn, "SELECT seq, role, token_count, body->'parts'->0->>'text' FROM contextstore.messages ORDER BY seq")
         assert rows[0] == (1, "user", 3, '  spaces \t and "quotes" 🙂 ')
         assert await query(dsn, "SELECT context_id, shard, archived_seq FROM contextstore.contexts") == [("talk", 3, 3)]
@@ -64,8 +80,8 @@ def test_what_jsonb_cannot_hold_is_kept_as_text(dsn: str) -> None:
         texts = ["a \x00 b", "a backslash before it: \\u0000", "\\\x00", "a pair \U0001f642"]
         given = [message(seq, text) for seq, text in enumerate(texts, 1)]
         assert [fits_jsonb(one.raw) for one in given] == [False, True, False, True]
-        await postgres.write(0, 1, given, [ArchivedContext("talk", 7, 4)])
-        assert [raw for _, raw in await postgres.page("talk", 7, 1, 4, 10)] == [one.raw for one in given]
+        await postgres.write(0, 1, given, [mark("talk", 7, 4)])
+        assert [raw for _, raw in await read(postgres, "talk", 7, 1, 4)] == [one.raw for one in given]
         rows = await query(dsn, "SELECT body IS NULL FROM contextstore.messages ORDER BY seq")
         assert rows == [(True,), (False,), (True,), (False,)]
 
@@ -74,13 +90,13 @@ def test_what_jsonb_cannot_hold_is_kept_as_text(dsn: str) -> None:
 
 def test_a_leader_that_was_replaced_writes_and_erases_nothing(dsn: str) -> None:
     async def check(postgres: Postgres) -> None:
-        await postgres.write(0, 5, [message(1)], [ArchivedContext("talk", 7, 1)])
+        await postgres.write(0, 5, [message(1)], [mark("talk", 7, 1)])
         with pytest.raises(Fenced):
-            await postgres.write(0, 4, [message(2)], [ArchivedContext("talk", 7, 2)])
+            await postgres.write(0, 4, [message(2)], [mark("talk", 7, 2)])
         with pytest.raises(Fenced):
             await postgres.erase(0, 4, [("talk", 7)])
-        await postgres.write(1, 1, [message(1, context_id="other")], [ArchivedContext("other", 7, 1)])
-        assert len(await postgres.page("talk", 7, 1, 10, 10)) == 1
+        await postgres.write(1, 1, [message(1, context_id="other")], [mark("other", 7, 1)])
+        assert len(await read(postgres, "talk", 7, 1, 10)) == 1
 
     run(dsn, check)
 
@@ -90,7 +106,7 @@ def test_an_open_transaction_of_an_old_leader_cannot_end_behind_a_newer_one(dsn:
 
     async def check(postgres: Postgres) -> None:
         async with postgres._fenced(0, 1):
-            newer = asyncio.create_task(postgres.write(0, 2, [message(1)], [ArchivedContext("talk", 7, 1)]))
+            newer = asyncio.create_task(postgres.write(0, 2, [message(1)], [mark("talk", 7, 1)]))
             done, _ = await asyncio.wait({newer}, timeout=0.5)
             assert not done, "it wrote beside the older one"
         await newer
@@ -103,10 +119,10 @@ def test_an_open_transaction_of_an_old_leader_cannot_end_behind_a_newer_one(dsn:
 def test_erasing_takes_one_incarnation_whole_and_no_other(dsn: str) -> None:
     async def check(postgres: Postgres) -> None:
         old, new = message(1), message(1, "again", incarnation=9)
-        await postgres.write(0, 1, [old, new], [ArchivedContext("talk", 7, 1), ArchivedContext("talk", 9, 1)])
+        await postgres.write(0, 1, [old, new], [mark("talk", 7, 1), mark("talk", 9, 1)])
         await postgres.erase(0, 1, [("talk", 7), ("never there", 1)])
-        assert await postgres.page("talk", 7, 1, 1, 10) == []
-        assert await postgres.page("talk", 9, 1, 1, 10) == [(1, new.raw)]
+        assert await read(postgres, "talk", 7, 1, 1) == []
+        assert await read(postgres, "talk", 9, 1, 1) == [(1, new.raw)]
         assert await query(dsn, "SELECT incarnation FROM contextstore.contexts") == [(9,)]
 
     run(dsn, check)
@@ -153,6 +169,6 @@ def test_each_trouble_has_a_cause_and_no_message_holds_the_password(dsn: str) ->
         assert await cause(dsn.replace("contextstore:a%20password%20of%20a%20test", "reader:hunter2")) == "permission"
         await postgres.close()
         with pytest.raises(ArchiveError, match="not connected"):
-            await postgres.page("talk", 7, 1, 1, 1)
+            await read(postgres, "talk", 7, 1, 1)
 
     run(dsn, check)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from context_node.contexts.requests import Append, ListContexts, PutContext
-from context_node.runtime import reads
+from context_node.runtime import histories, reads
 from context_node.runtime.reads import Page
 from support.running_nodes import BY_HAND, EAGER, NodeLife, append, life, list_ids, message, run
 
@@ -77,7 +77,7 @@ def test_pages_join_what_is_stored_with_what_is_not_yet(tmp_path_factory: Any, s
 def test_a_long_page_reads_a_bounded_number_of_rows_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """S2: a page that ends early by its bytes does not read all that was asked for first."""
     monkeypatch.setattr(reads, "PAGE_BYTES_MAX", 3_000)
-    monkeypatch.setattr(reads, "ROWS_PER_READ", 10)
+    monkeypatch.setattr(histories, "ROWS_PER_READ", 10)
     asked: list[int] = []
 
     async def check() -> None:

@@ -90,8 +90,12 @@ class StoredShard:
         changes = self.machine.changes
         for ordinal in changes.purged:
             self._erase(ordinal)
+        for ordinal, gone in changes.trimmed.items():
+            for first, last in gone:
+                for seq in range(first, last + 1):
+                    self.messages.pop(ordinal << 32 | seq, None)
         for key, body, info in changes.messages:
-            assert key not in self.messages, "a message was written twice (H1)"
+            assert self.messages.get(key, (body, info)) == (body, info), "a message was written twice, and differs (H1)"
             self.messages[key] = (body, info)
         for ordinal, version, record in changes.rewrites:
             self.rewrites[ordinal, version] = record

@@ -12,22 +12,31 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from context_node.archive.postgres import ArchivedContext, ArchivedMessage, ArchiveError, Fenced
+import msgspec
+
+from context_node.archive.postgres import ArchiveError, Fenced
+from context_node.archive.rows import ArchivedContext, ArchivedMessage, context_row, message_row, told_of
 from context_node.contexts.commands import Archived, NoteArchived
-from context_node.contexts.context import read_head
+from context_node.contexts.context import Context, Head, IdRow, read_head
 from context_node.contexts.machine import Event
 from context_node.contexts.refusals import Refusal
 from context_node.runtime.databases import StorageError
-from context_node.runtime.reads import history
+from context_node.runtime.histories import hot_rows
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, accepted
 
 logger = logging.getLogger("contextstore.archive")
 
+policy_record = msgspec.msgpack.Encoder()
+
 SCANNED_AT_ONCE = 200
 """Contexts of a shard that a new leader looks at before it lets others in."""
 
 BATCH_BYTES = 8 << 20
+
+TRIMMED_AT_ONCE = 10_000
+"""So many messages leave the hot store with one batch at most: a setting that is new may concern millions."""
+
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 60.0
 
 
@@ -37,16 +46,19 @@ class Archive(Protocol):
     async def open(self, cluster_id: str) -> None: ...
     async def close(self) -> None: ...
     async def write(self, shard: int, term: int, messages: list[ArchivedMessage], contexts: list[ArchivedContext]) -> None: ...
+    async def write_policies(self, shard: int, term: int, policies: list[tuple[str, int, bytes]]) -> None: ...
     async def erase(self, shard: int, term: int, contexts: list[tuple[str, int]]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiverOptions:
-    """Every `flush_s` what has come is copied, `batch_messages` at most in one transaction; `shards_at_once` write beside each other."""
+    """Every `flush_s` what has come is copied, `batch_messages` at most in one transaction; `shards_at_once` write beside each other. With
+    `tail_keep` only so many of a context's newest messages stay hot."""
 
     flush_s: float = 1.0
     batch_messages: int = 1_000
     shards_at_once: int = 4
+    tail_keep: int | None = None
 
 
 @dataclass(slots=True)
@@ -55,6 +67,7 @@ class ArchiveCounters:
 
     messages: int = 0
     bytes: int = 0
+    trimmed: int = 0
     batches: int = 0
     erased: int = 0
     failures: dict[str, int] = field(default_factory=dict)
@@ -64,7 +77,7 @@ class ArchiveCounters:
 
 @dataclass(slots=True)
 class _Led:
-    """A shard that this node leads: the term, and by context since when it has messages that are not archived, and how many."""
+    """A shard that this node leads: the term, and by context since when it differs from the archive, and by how many messages."""
 
     term: int
     behind: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -89,6 +102,8 @@ class Archiver:
         self._cluster_id, self._now_ms, self._jitter = cluster_id, now_ms, jitter
         self._led: dict[int, _Led] = {}
         self._loop = asyncio.get_running_loop()
+        self._policies: tuple[int, list[tuple[str, int, bytes]]] = (0, [])
+        """What was written of the system group, and in which term."""
         self._is_open = False
         self._backoff_s = BACKOFF_MIN_S
 
@@ -102,6 +117,8 @@ class Archiver:
             led.behind[event.context_id] = since, count + len(event.bodies)
         elif event.kind == "purged":
             led.behind.pop(event.context_id, None)
+        else:
+            led.behind.setdefault(event.context_id, (self._loop.time(), 0))
 
     @property
     def lag_messages(self) -> int:
@@ -160,6 +177,9 @@ class Archiver:
                 return await self._turn(replica)
 
         results = await gathered([turn(replica) for replica in led.values()])
+        system = self._shards.held(SYSTEM_SHARD)
+        if system is not None and self._is_led(system):
+            await self._copy_policies(system)
         self._backoff_s = BACKOFF_MIN_S
         if not self.counters.is_healthy:
             logger.info("the archive is connected")
@@ -169,6 +189,18 @@ class Archiver:
     @staticmethod
     def _is_led(replica: Replica) -> bool:
         return replica.failure is None and replica.group.is_leader
+
+    async def _copy_policies(self, system: Replica) -> None:
+        """The named policies, all of them whenever any has changed: there are few."""
+        term = system.group.status().term
+        rows = [(name, one.record.generation, policy_record.encode(one.record)) for name, one in sorted(system.machine.policies.items())]
+        if self._policies == (term, rows):
+            return
+        try:
+            await self._archive.write_policies(SYSTEM_SHARD, term, rows)
+        except Fenced:
+            return
+        self._policies = (term, rows)
 
     # --- one shard ------------------------------------------------------------------------------------------------------
 
@@ -199,63 +231,71 @@ class Archiver:
             rows = replica.store.list_contexts(after=after, limit=SCANNED_AT_ONCE)
             for row in rows:
                 head = read_head(row.record)
-                if head.archived_seq < head.last_seq and row.id not in replica.machine.contexts:
+                if self._is_behind(head) and row.id not in replica.machine.contexts:
                     led.behind.setdefault(row.id, (now, head.last_seq - head.archived_seq))
             if len(rows) < SCANNED_AT_ONCE:
                 break
             after = rows[-1].id
             await asyncio.sleep(0)
         for context in list(replica.machine.contexts.values()):
-            if context.head.archived_seq < context.head.last_seq:
+            if self._is_behind(context.head):
                 led.behind.setdefault(context.id, (now, context.head.last_seq - context.head.archived_seq))
         led.is_scanned = True
 
+    def _is_behind(self, head: Head) -> bool:
+        """Whether the archive lacks anything of a context, or the context has something to lose to it."""
+        return (
+            head.archived_seq < head.last_seq
+            or head.archived_revision < head.revision
+            or self._trim_to(head, head.archived_seq) > head.trimmed_seq
+        )
+
+    def _trim_to(self, head: Head, archived_seq: int) -> int:
+        """Up to where messages may leave the hot store once the archive has them up to `archived_seq`."""
+        keep = self._options.tail_keep
+        return head.trimmed_seq if keep is None else max(head.trimmed_seq, min(archived_seq, head.last_seq - keep))
+
     async def _copy(self, replica: Replica, led: _Led) -> bool:
-        messages, marks = self._batch(replica, led)
-        if not marks:
+        batch = self._batch(replica, led)
+        if not batch.marks:
             return False
-        await self._archive.write(replica.shard, led.term, messages, marks)
-        noted = tuple(Archived(one.context_id, one.incarnation, one.seq) for one in marks)
-        accepted(await replica.propose(NoteArchived(self._now_ms(), noted)))
+        await self._archive.write(replica.shard, led.term, batch.messages, batch.contexts)
+        # Only now: what Postgres has not committed is not confirmed, and what is not confirmed is not trimmed (H6).
+        accepted(await replica.propose(NoteArchived(self._now_ms(), tuple(batch.marks))))
         self.counters.batches += 1
-        self.counters.messages += len(messages)
-        self.counters.bytes += sum(len(one.raw) for one in messages)
-        for mark in marks:
+        self.counters.messages += len(batch.messages)
+        self.counters.bytes += batch.bytes
+        self.counters.trimmed += batch.trimmed
+        for mark in batch.marks:
             self._settle(replica, led, mark.context_id)
-        return len(messages) >= self._options.batch_messages or sum(len(one.raw) for one in messages) >= BATCH_BYTES
+        return batch.is_full(self._options)
 
     def _settle(self, replica: Replica, led: _Led, context_id: str) -> None:
         """A context has been copied up to its mark; more may have come meanwhile."""
         context = replica.context(context_id)
-        left = 0 if context is None else context.head.last_seq - context.head.archived_seq
-        if left <= 0:
+        if context is None or not self._is_behind(context.head):
             led.behind.pop(context_id, None)
         else:
-            led.behind[context_id] = self._loop.time(), left
+            led.behind[context_id] = self._loop.time(), context.head.last_seq - context.head.archived_seq
 
-    def _batch(self, replica: Replica, led: _Led) -> tuple[list[ArchivedMessage], list[ArchivedContext]]:
-        """The next messages, context by context, those first that have waited longest."""
-        messages: list[ArchivedMessage] = []
-        marks: list[ArchivedContext] = []
-        size = 0
+    def _batch(self, replica: Replica, led: _Led) -> "_Batch":
+        """What comes next, context by context, those first that have waited longest."""
+        batch = _Batch()
         for context_id in list(led.behind):
-            room = self._options.batch_messages - len(messages)
-            if room <= 0 or size >= BATCH_BYTES:
+            if batch.is_full(self._options):
                 break
             context = replica.context(context_id)
-            if context is None or context.head.archived_seq >= context.head.last_seq:
+            if context is None or not self._is_behind(context.head):
                 led.behind.pop(context_id, None)
                 continue
             head = context.head
-            last = min(head.last_seq, head.archived_seq + room)
-            copied = head.archived_seq
-            for seq, body in history(replica, context, head.archived_seq + 1, last):
-                messages.append(ArchivedMessage(context_id, head.incarnation, seq, bytes(body)))
-                copied, size = seq, size + len(body)
-                if size >= BATCH_BYTES:
-                    break
-            marks.append(ArchivedContext(context_id, head.incarnation, copied))
-        return messages, marks
+            last = min(head.last_seq, head.archived_seq + self._options.batch_messages - len(batch.messages))
+            copied = batch.take(replica, context, last)
+            trim_to = min(self._trim_to(head, copied), head.trimmed_seq + TRIMMED_AT_ONCE - batch.trimmed)
+            batch.trimmed += trim_to - head.trimmed_seq
+            batch.contexts.append(context_row(context, copied))
+            batch.marks.append(Archived(context_id, head.incarnation, copied, head.revision, trim_to))
+        return batch
 
     async def _erase(self, replica: Replica, led: _Led) -> None:
         purged = list(replica.machine.erasures)[: self._options.batch_messages]
@@ -263,6 +303,50 @@ class Archiver:
             await self._archive.erase(replica.shard, led.term, purged)
             accepted(await replica.propose(NoteArchived(self._now_ms(), erased=tuple(purged))))
             self.counters.erased += len(purged)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What goes to the archive in one transaction, and what is noted of it once it is there."""
+
+    messages: list[ArchivedMessage] = field(default_factory=list)
+    contexts: list[ArchivedContext] = field(default_factory=list)
+    marks: list[Archived] = field(default_factory=list)
+    bytes: int = 0
+    trimmed: int = 0
+
+    def is_full(self, options: ArchiverOptions) -> bool:
+        return (
+            len(self.messages) >= options.batch_messages
+            or len(self.contexts) >= options.batch_messages
+            or self.bytes >= BATCH_BYTES
+            or self.trimmed >= TRIMMED_AT_ONCE
+        )
+
+    def take(self, replica: Replica, context: Context, last: int) -> int:
+        """Add a context's messages up to `last`, or fewer if they are large; up to where they were added."""
+        head = context.head
+        copied = head.archived_seq
+        taken = []
+        for one in hot_rows(replica, context, head.archived_seq + 1, last):
+            taken.append((one, told_of(one.body)))
+            copied = one.seq
+            self.bytes += len(one.body)
+            if self.bytes >= BATCH_BYTES:
+                break
+        remembered = _remembered(replica, context, [told.id for _, told in taken if told.id is not None])
+        self.messages += [
+            message_row(context.id, head.incarnation, one.seq, one.body, one.info, told, remembered.get(told.id) if told.id else None)
+            for one, told in taken
+        ]
+        return copied
+
+
+def _remembered(replica: Replica, context: Context, ids: list[str]) -> dict[str, IdRow]:
+    """What message ids remember."""
+    fresh = context.fresh_ids
+    stored = replica.store.message_ids(context.ordinal, [one for one in ids if one not in fresh])
+    return {**{row[0]: IdRow(*row[1:]) for row in stored}, **{one: fresh[one] for one in ids if one in fresh}}
 
 
 async def gathered(work: list[Coroutine[Any, Any, bool]]) -> list[bool]:

@@ -6,18 +6,17 @@ a schema that is newer than this version is not touched.
 """
 
 import asyncio
-import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
-import msgspec
 
 from context_node.archive import schema as sql
+from context_node.archive.rows import ArchivedContext, ArchivedMessage, context_columns, message_columns, message_data
+from context_node.contexts.commands import Restored
 
 CLOSE_S = 2.0
 
@@ -52,36 +51,6 @@ class PostgresOptions:
     command_timeout_s: float = 60.0
 
 
-class ArchivedMessage(msgspec.Struct, frozen=True, gc=False):
-    """One row: `raw` is the message's JSON as it is in the history."""
-
-    context_id: str
-    incarnation: int
-    seq: int
-    raw: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ArchivedContext:
-    """All messages of a context up to `seq` are there."""
-
-    context_id: str
-    incarnation: int
-    seq: int
-
-
-class _Told(msgspec.Struct, frozen=True, gc=False):
-    """What of a message has a column of its own."""
-
-    role: str
-    token_count: int
-    inserted_at: datetime
-
-
-_told = msgspec.json.Decoder(_Told)
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-
-
 class Postgres:
     """The archive of one cluster. `open` before the rest, `close` at the end."""
 
@@ -91,8 +60,9 @@ class Postgres:
         self._schema = ""
         self._pool: asyncpg.Pool[Any] | None = None
 
-    async def open(self, cluster_id: str) -> None:
-        """Connect, and bring the schema up to this version. Raises `ArchiveError`; may be called again then."""
+    async def open(self, cluster_id: str, *, only_reads: bool = False) -> None:
+        """Connect, and bring the schema up to this version; with `only_reads` see that it is this cluster's and change nothing. Raises
+        `ArchiveError`; may be called again then."""
         await self.close()
         options = self._options()
         self._schema = '"' + options.schema.replace('"', '""') + '"'
@@ -108,7 +78,10 @@ class Postgres:
             self._pool = await pool
             try:
                 async with self._pool.acquire() as connection, connection.transaction():
-                    await self._migrate(connection, options.schema, cluster_id)
+                    if only_reads:
+                        self._check_owner(await connection.fetchval(sql.OWNER.format(schema=self._schema)), options.schema, cluster_id)
+                    else:
+                        await self._migrate(connection, options.schema, cluster_id)
             except BaseException:
                 await self.close()
                 raise
@@ -130,11 +103,7 @@ class Postgres:
         await connection.execute("SELECT pg_advisory_xact_lock($1)", ADVISORY_LOCK)
         await connection.execute(sql.PREPARE.format(schema=self._schema))
         held = dict(await connection.fetch(f"SELECT key, value FROM {self._schema}.meta"))
-        if (owner := held.get("cluster_id", cluster_id)) != cluster_id:
-            raise ArchiveError(
-                "foreign",
-                f"schema {schema} holds the archive of cluster {owner}, not of {cluster_id}; give another archive_schema",
-            )
+        self._check_owner(held.get("cluster_id", cluster_id), schema, cluster_id)
         version = int(held.get("version", 0))
         if version > len(sql.MIGRATIONS):
             raise ArchiveError(
@@ -146,13 +115,24 @@ class Postgres:
         put = f"INSERT INTO {self._schema}.meta VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
         await connection.executemany(put, [("cluster_id", cluster_id), ("version", str(len(sql.MIGRATIONS)))])
 
+    @staticmethod
+    def _check_owner(owner: str | None, schema: str, cluster_id: str) -> None:
+        if owner != cluster_id:
+            raise ArchiveError(
+                "foreign", f"schema {schema} holds the archive of cluster {owner}, not of {cluster_id}; give another archive_schema"
+            )
+
     async def write(self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]) -> None:
         """Copy messages, and note how far contexts are, in one transaction. Raises `Fenced`, `ArchiveError`."""
-        columns = _columns(messages)
-        marks = ([one.context_id for one in contexts], [one.incarnation for one in contexts], [one.seq for one in contexts])
         async with self._fenced(shard, term) as connection:
-            await connection.execute(sql.PUT_MESSAGES.format(schema=self._schema), *columns)
-            await connection.execute(sql.PUT_CONTEXTS.format(schema=self._schema), *marks, shard)
+            if messages:
+                await connection.execute(sql.PUT_MESSAGES.format(schema=self._schema), *message_columns(messages))
+            await connection.execute(sql.PUT_CONTEXTS.format(schema=self._schema), *context_columns(contexts, shard))
+
+    async def write_policies(self, shard: int, term: int, policies: Sequence[tuple[str, int, bytes]]) -> None:
+        """Copy named policies, given as (name, generation, packed record). Raises `Fenced`, `ArchiveError`."""
+        async with self._fenced(shard, term) as connection:
+            await connection.executemany(sql.PUT_POLICY.format(schema=self._schema), policies)
 
     async def erase(self, shard: int, term: int, contexts: Sequence[tuple[str, int]]) -> None:
         """Erase contexts, given as (id, incarnation). Raises `Fenced`, `ArchiveError`."""
@@ -160,12 +140,16 @@ class Postgres:
             for statement in sql.ERASE:
                 await connection.execute(statement.format(schema=self._schema), [one[0] for one in contexts], [one[1] for one in contexts])
 
-    async def page(self, context_id: str, incarnation: int, first: int, last: int, limit: int) -> list[tuple[int, bytes]]:
-        """Messages [first, last] in order, `limit` at most. Raises `ArchiveError`."""
+    async def read(
+        self, context_id: str, incarnation: int, first: int, last: int, *, bytes_max: int, descending: bool = False
+    ) -> list[Restored]:
+        """Messages [first, last] from the end that the direction says, in that order, until they are `bytes_max` bytes or more; at least
+        one if there is any. Raises `ArchiveError`."""
+        statement = (sql.READ_DESCENDING if descending else sql.READ).format(schema=self._schema)
         with _told_as_archive_error():
             async with self._connections().acquire() as connection:
-                rows = await connection.fetch(sql.PAGE.format(schema=self._schema), context_id, incarnation, first, last, limit)
-        return [(row["seq"], row["raw"].encode()) for row in rows]
+                rows = await connection.fetch(statement, context_id, incarnation, first, last, bytes_max)
+        return [Restored(seq, raw.encode(), message_data(data).info) for seq, raw, data in rows]
 
     @asynccontextmanager
     async def _fenced(self, shard: int, term: int) -> AsyncIterator[Any]:
@@ -179,26 +163,6 @@ class Postgres:
         if self._pool is None:
             raise ArchiveError("closed", "the archive is not connected")
         return self._pool
-
-
-def _columns(messages: Sequence[ArchivedMessage]) -> tuple[list[Any], ...]:
-    told = [_told.decode(one.raw) for one in messages]
-    return (
-        [one.context_id for one in messages],
-        [one.incarnation for one in messages],
-        [one.seq for one in messages],
-        [one.role for one in told],
-        [one.token_count for one in told],
-        [one.inserted_at for one in told],
-        [one.raw.decode() for one in messages],
-        [fits_jsonb(one.raw) for one in messages],
-    )
-
-
-def fits_jsonb(raw: bytes) -> bool:
-    """Whether jsonb can hold a JSON text: it knows no U+0000 (PostgreSQL, "JSON Types"). Lone surrogates, which it does not know
-    either, are refused at the edge already."""
-    return _NUL.search(raw) is None
 
 
 class _told_as_archive_error:

@@ -17,6 +17,7 @@ MIGRATIONS: Final = (
         inserted_at timestamptz NOT NULL,
         body jsonb,
         raw text NOT NULL,
+        node_data bytea NOT NULL,
         PRIMARY KEY (context_id, incarnation, seq)
     );
     CREATE INDEX messages_by_time ON {schema}.messages USING brin (inserted_at);
@@ -25,14 +26,23 @@ MIGRATIONS: Final = (
         incarnation bigint NOT NULL,
         shard integer NOT NULL,
         archived_seq bigint NOT NULL,
-        updated_at timestamptz NOT NULL DEFAULT now(),
+        revision bigint NOT NULL,
+        status text NOT NULL,
+        metadata jsonb,
+        created_at timestamptz NOT NULL,
+        updated_at timestamptz NOT NULL,
+        archived_at timestamptz NOT NULL DEFAULT now(),
+        node_data bytea NOT NULL,
         PRIMARY KEY (context_id, incarnation)
     );
     CREATE INDEX contexts_by_update ON {schema}.contexts (updated_at);
+    CREATE TABLE {schema}.policies (name text PRIMARY KEY, generation bigint NOT NULL, node_data bytea NOT NULL);
     CREATE TABLE {schema}.fences (shard integer PRIMARY KEY, term bigint NOT NULL);
     COMMENT ON TABLE {schema}.messages IS 'One row a message, never changed. raw is the message byte for byte; body is the same as jsonb,'
         ' NULL where jsonb cannot hold it (a U+0000 in a text).';
     COMMENT ON COLUMN {schema}.messages.incarnation IS 'Tells a context from one of the same id that was purged before.';
+    COMMENT ON COLUMN {schema}.messages.node_data IS 'What only nodes read: costs, and what the message id remembers.';
+    COMMENT ON COLUMN {schema}.contexts.node_data IS 'What only nodes read: configuration, counters and window as of this revision.';
     COMMENT ON TABLE {schema}.fences IS 'The newest term of each shard''s leader; an older leader writes nothing any more.';
     """,
 )
@@ -50,17 +60,21 @@ RAISE_FENCE: Final = (
 )
 
 PUT_MESSAGES: Final = (
-    "INSERT INTO {schema}.messages (context_id, incarnation, seq, role, token_count, inserted_at, raw, body)"
-    " SELECT c, i, s, r, t, a, w, CASE WHEN plain THEN w::jsonb END"
-    " FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::timestamptz[], $7::text[], $8::bool[])"
-    " AS given(c, i, s, r, t, a, w, plain) ON CONFLICT DO NOTHING"
+    "INSERT INTO {schema}.messages (context_id, incarnation, seq, role, token_count, inserted_at, raw, body, node_data)"
+    " SELECT c, i, s, r, t, a, w, CASE WHEN plain THEN w::jsonb END, n"
+    " FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::timestamptz[], $7::text[], $8::bool[], $9::bytea[])"
+    " AS given(c, i, s, r, t, a, w, plain, n) ON CONFLICT DO NOTHING"
 )
 
 PUT_CONTEXTS: Final = (
-    "INSERT INTO {schema}.contexts AS held (context_id, incarnation, shard, archived_seq)"
-    " SELECT c, i, $4, s FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS given(c, i, s)"
-    " ON CONFLICT (context_id, incarnation) DO UPDATE SET archived_seq = excluded.archived_seq, updated_at = now()"
-    " WHERE held.archived_seq < excluded.archived_seq"
+    "INSERT INTO {schema}.contexts AS held"
+    " (context_id, incarnation, shard, archived_seq, revision, status, metadata, created_at, updated_at, node_data)"
+    " SELECT c, i, $10, s, r, t, CASE WHEN plain THEN m::jsonb END, b, u, n FROM unnest($1::text[], $2::bigint[], $3::bigint[],"
+    " $4::bigint[], $5::text[], $6::text[], $7::bool[], $8::timestamptz[], $9::timestamptz[], $11::bytea[])"
+    " AS given(c, i, s, r, t, m, plain, b, u, n)"
+    " ON CONFLICT (context_id, incarnation) DO UPDATE SET archived_seq = greatest(held.archived_seq, excluded.archived_seq),"
+    " revision = excluded.revision, status = excluded.status, metadata = excluded.metadata, updated_at = excluded.updated_at,"
+    " archived_at = now(), node_data = excluded.node_data WHERE held.revision <= excluded.revision"
 )
 
 ERASE: Final = (
@@ -68,6 +82,18 @@ ERASE: Final = (
     "DELETE FROM {schema}.contexts WHERE (context_id, incarnation) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))",
 )
 
-PAGE: Final = (
-    "SELECT seq, raw FROM {schema}.messages WHERE context_id = $1 AND incarnation = $2 AND seq BETWEEN $3 AND $4 ORDER BY seq LIMIT $5"
+PUT_POLICY: Final = (
+    "INSERT INTO {schema}.policies AS held VALUES ($1, $2, $3) ON CONFLICT (name) DO UPDATE SET generation = excluded.generation,"
+    " node_data = excluded.node_data WHERE held.generation <= excluded.generation"
 )
+
+# What comes before a row is summed up, so that the first row comes whatever its size.
+_READ: Final = (
+    "SELECT seq, raw, node_data FROM (SELECT seq, raw, node_data, sum(octet_length(raw)) OVER (ORDER BY seq {{order}}) - octet_length(raw)"
+    " AS before FROM {schema}.messages WHERE context_id = $1 AND incarnation = $2 AND seq BETWEEN $3 AND $4) AS found"
+    " WHERE before < $5 ORDER BY seq {{order}}"
+)
+READ: Final = _READ.replace("{{order}}", "ASC")
+READ_DESCENDING: Final = _READ.replace("{{order}}", "DESC")
+
+OWNER: Final = "SELECT value FROM {schema}.meta WHERE key = 'cluster_id'"

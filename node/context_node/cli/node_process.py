@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 from context_node import __version__
 from context_node.api_keys import KeyFileError, KeyRing
 from context_node.archive.archiver import Archiver
+from context_node.archive.cold import ColdReads
 from context_node.archive.metrics import ArchiveMetrics
 from context_node.archive.postgres import Postgres
 from context_node.cli import banner, descriptors, wiring
@@ -193,6 +194,7 @@ def archiver_of(settings: Settings, node: Node) -> Archiver | None:
         node.shards, Postgres(postgres), archiving, cluster_id=lambda: cluster_id_of(node), now_ms=now_ms, jitter=random.random
     )
     node.observer = archiver.note
+    node.histories.cold = ColdReads(Postgres(lambda: wiring.for_reading(postgres())), lambda: cluster_id_of(node))
     return archiver
 
 

@@ -5,6 +5,7 @@ is the answer to "what does this setting change?".
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from context_node import __version__
 from context_node.api_keys import KeyFileError, KeyRing, keys_from_environment
@@ -113,6 +114,10 @@ def node_options(settings: Settings, credentials: Credentials | None = None) -> 
     )
 
 
+COLD_CONNECT_S, COLD_COMMAND_S = 3.0, 10.0
+"""Whoever reads what was trimmed waits for it: a refusal that comes late is worth less than one that comes soon."""
+
+
 def archive_options(settings: Settings) -> tuple[Callable[[], PostgresOptions], ArchiverOptions] | None:
     """What the archive takes: how to reach it now, and when to copy; None without one."""
     if not settings.has_archive:
@@ -126,7 +131,12 @@ def archive_options(settings: Settings) -> tuple[Callable[[], PostgresOptions], 
             raise ArchiveError("login", f"{path} cannot be read: {error.strerror}") from error
         return PostgresOptions(dsn, settings.archive_schema)
 
-    return postgres, ArchiverOptions(settings.archive_flush_s, settings.archive_batch_messages)
+    return postgres, ArchiverOptions(settings.archive_flush_s, settings.archive_batch_messages, tail_keep=settings.archive_tail_keep)
+
+
+def for_reading(options: PostgresOptions) -> PostgresOptions:
+    """How readers of what was trimmed connect."""
+    return replace(options, connect_timeout_s=COLD_CONNECT_S, command_timeout_s=COLD_COMMAND_S)
 
 
 def http_limits(settings: Settings, connections_max: int) -> HttpLimits:

@@ -142,11 +142,14 @@ class PurgeEverywhere(msgspec.Struct, frozen=True, array_like=True, tag="purge-a
 
 
 class Archived(msgspec.Struct, frozen=True, array_like=True):
-    """The archive holds all messages of a context up to `seq`."""
+    """The archive holds all messages of a context up to `seq`, and its record as it was at `revision`. Of what it holds, messages up to
+    `trimmed_seq` may leave the hot store, but for those that the window holds."""
 
     context_id: str
     incarnation: int
     seq: int
+    revision: int = 0
+    trimmed_seq: int = 0
 
 
 class NoteArchived(msgspec.Struct, frozen=True, array_like=True, tag="archived/1"):

@@ -54,7 +54,8 @@ def derived_target(trigger_ratio: float) -> float:
 
 class Head(msgspec.Struct, array_like=True):
     """The part of a record that is read without the window (lists need no more). `key_number` is that of the newest idempotency
-    key; keys below `keys_from` or from before `keys_since_ms` are forgotten for good, whatever the settings become."""
+    key; keys below `keys_from` or from before `keys_since_ms` are forgotten for good, whatever the settings become. The archive has the
+    record of `archived_revision`; messages up to `trimmed_seq` are there only, but for those that the window holds."""
 
     status: int
     incarnation: int
@@ -72,6 +73,8 @@ class Head(msgspec.Struct, array_like=True):
     policy_generation: int
     keys_from: int = 1
     keys_since_ms: int = 0
+    archived_revision: int = 0
+    trimmed_seq: int = 0
 
 
 class WindowRecord(msgspec.Struct, array_like=True):
@@ -94,6 +97,9 @@ class Record(msgspec.Struct, array_like=True):
 _encode = msgspec.msgpack.Encoder().encode
 _records = msgspec.msgpack.Decoder(Record)
 _windows = msgspec.msgpack.Decoder(WindowRecord)
+
+MessageRow = tuple[int, bytes, bytes]
+"""A message on its way to the database: where it goes there (`changes.rowid`), its body, its stored info."""
 
 REWRITTEN_MAX = 256
 """So many hand-made changes are remembered by range; an older `if_version` is a conflict."""
@@ -130,7 +136,7 @@ class Context:
     places: list[Place] | None = None
     fresh_ids: dict[str, IdRow] = field(default_factory=dict)
     fresh_keys: dict[str, KeyRow] = field(default_factory=dict)
-    tail: list[bytes] = field(default_factory=list)
+    tail: list[MessageRow] = field(default_factory=list)
     rendered: Any = None
     plan: Plan | None = None
     is_recent: bool = True
@@ -143,6 +149,15 @@ class Context:
     def tail_from(self) -> int:
         """The seq of the first message in `tail`; `last_seq + 1` if it is empty."""
         return self.head.last_seq - len(self.tail) + 1
+
+    @property
+    def cold_seq(self) -> int:
+        """Messages up to here have to be read from the archive."""
+        return min(self.head.trimmed_seq, self.head.last_seq - len(self.tail))
+
+    def held_ranges(self, upto: int) -> list[tuple[int, int]]:
+        """The messages up to seq `upto` that the window holds, as ascending ranges (inclusive)."""
+        return [(first, min(last, upto)) for first, last in _ranges(self.window_places()) if first <= upto]
 
     def target_ratio(self) -> float:
         config = self.head.config

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from context_node.contexts import pinning, rewriting
+from context_node.contexts.archiving import bring_back, note_archived
 from context_node.contexts.changes import rowid
 from context_node.contexts.cluster import AdvanceEpoch, MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
 from context_node.contexts.commands import (
@@ -87,7 +88,7 @@ class Machine(ShardState):
             case Purge() | PurgeEverywhere():
                 return self._purge(command)
             case NoteArchived():
-                return self._note_archived(command), None
+                return note_archived(self, command), None
             case RewriteWindow():
                 return self._rewrite(command, found)
             case RebuildWindow():
@@ -171,9 +172,10 @@ class Machine(ShardState):
         info = Info(draft.role, draft.tokens, draft.marks, head.version)
         item = live_item(seq, body, info, draft.pinned)
         stored = info_encoder.encode(info)
-        self.changes.messages.append((rowid(context.ordinal, seq), body, stored))
+        row = (rowid(context.ordinal, seq), body, stored)
+        self.changes.messages.append(row)
         self.changes.pending_bytes += len(body) + len(stored)
-        context.tail.append(body)
+        context.tail.append(row)
         if draft.id is not None:
             context.fresh_ids[draft.id] = IdRow(seq, head.version, draft.tokens, draft.digest)
         return item
@@ -274,19 +276,6 @@ class Machine(ShardState):
         self.changes.purge(context)
         return Done(), Event("purged", context.id)
 
-    def _note_archived(self, command: NoteArchived) -> Reply:
-        """Nothing that a client sees as a change: no version, no time. Marks of another incarnation are old news."""
-        for mark in command.archived:
-            context = self.contexts.get(mark.context_id)
-            if context is not None and context.head.incarnation == mark.incarnation:
-                head = context.head
-                if head.archived_seq < mark.seq <= head.last_seq:
-                    head.archived_seq = mark.seq
-                    self.changes.touch(context)
-        for erased in command.erased:
-            self.erasures.pop(erased, None)
-        return Done()
-
     # --- the window by hand ------------------------------------------------------------------------------------------
 
     def _rewrite(self, command: RewriteWindow, found: Found) -> tuple[Reply, Event | None]:
@@ -321,6 +310,7 @@ class Machine(ShardState):
         plan = self.plan(context, command.rules)
         window = rewriting.rebuilt(context, command.messages, command.through_seq, lambda window: compact(window, plan).changed)
         context.window.replace_items(window.items)
+        bring_back(self, context, command.messages)
         context.mark_rewritten(context.head.version + 1, 1, context.head.last_seq)
         return self._finish_rewrite(context, command, NOTHING)
 
@@ -340,7 +330,9 @@ class Machine(ShardState):
             return Rewritten(head.version), None
         context.window.replace_items(items)
         context.mark_rewritten(head.version + 1, command.seq, command.seq)
-        return self._finish_rewrite(context, command, compact(context.window, self.plan(context, command.rules)))
+        outcome = compact(context.window, self.plan(context, command.rules))
+        bring_back(self, context, command.restored)
+        return self._finish_rewrite(context, command, outcome)
 
     def _finish_rewrite(
         self, context: Context, command: RewriteWindow | RebuildWindow | PinMessage, outcome: Outcome

@@ -97,6 +97,12 @@ class Unavailable(Refusal):
     code = "unavailable"
 
 
+class ArchiveUnavailable(Refusal):
+    """Part of the history is in the archive, which cannot be read now. Everything that is hot goes on."""
+
+    code = "archive_unavailable"
+
+
 class OutcomeUnknown(Refusal):
     """The write may or may not have happened. Retry with the same idempotency key to find out."""
 

@@ -76,6 +76,7 @@ STATUS_OF: Mapping[str, int] = {
     NotAvailable.code: 422,
     refusals.Overloaded.code: 503,
     refusals.Unavailable.code: 503,
+    refusals.ArchiveUnavailable.code: 503,
     refusals.OutcomeUnknown.code: 503,
     InternalError.code: 500,
 }

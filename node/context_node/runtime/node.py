@@ -26,6 +26,7 @@ from context_node.runtime.cluster import Cluster, ClusterOptions
 from context_node.runtime.comparing import Comparisons
 from context_node.runtime.databases import REAL_DISK, DiskAccess, DiskFull, StorageError, StorageFailed
 from context_node.runtime.engine import Engine
+from context_node.runtime.histories import Histories
 from context_node.runtime.holdings import FIRST_NODE, Holdings
 from context_node.runtime.log_rows import LogIdentity, RecoveredShard
 from context_node.runtime.log_store import LogOptions, LogStore
@@ -118,9 +119,17 @@ class Node:
         """While the node waits to be taken in: whether it shall begin a cluster instead, and of which id."""
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._policies = NamedPolicies(self.shards, now_ms)
-        reads = Reads(self.shards, options.rules, options.stream_lag_max)
+        self.histories = Histories()
+        reads = Reads(self.shards, self.histories, options.rules, options.stream_lag_max)
         writes = Writes(
-            self.shards, options.rules, options.defaults, now_ms, random_bytes, options.counting_threads, has_archive=options.has_archive
+            self.shards,
+            self.histories,
+            options.rules,
+            options.defaults,
+            now_ms,
+            random_bytes,
+            options.counting_threads,
+            has_archive=options.has_archive,
         )
         local = Service(reads, writes, self._policies, self.state)
         self.service: Service | RoutedService = local
@@ -380,6 +389,8 @@ class Node:
         if event.kind == "purged":
             # On every replica, whoever was asked: the bytes leave all files.
             self._note_purge()
+            if self.histories.cold is not None:
+                self.histories.cold.forget(event.context_id)
         if self.observer is not None:
             self.observer(replica, event)
         tell_followers(replica, event)
@@ -418,6 +429,8 @@ class Node:
                         await self.upkeep.checkpoint(replica)
             await engine.settled()
         await self._leave()
+        if self.histories.cold is not None:
+            await self.histories.cold.close()
         self._close_stores()
         self._upkeep_worker.close()
 

@@ -1,11 +1,11 @@
 """What reads give: contexts, windows, pages, lists, exports. All from what is applied, after a read barrier (H5).
 
-Pages merge what is in the database with the tail that is not stored yet. Messages leave as the bytes they were kept in. Invariant:
-reading changes nothing but what is cached.
+Where a history's messages are is `histories`' affair. Messages leave as the bytes they were kept in. Invariant: reading changes nothing but
+what is cached.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from heapq import merge
@@ -25,9 +25,10 @@ from context_node.contexts.replies import ContextView, PolicyView
 from context_node.contexts.requests import ListContexts
 from context_node.contexts.window import Window
 from context_node.runtime.cursors import decode_cursor, encode_cursor
+from context_node.runtime.histories import Histories, hot_history
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import ShardDirectory
-from context_node.runtime.streams import Subscription
+from context_node.runtime.streams import BYTES_PER_PULL, Subscription
 
 PAGE_BYTES_MAX = 16 << 20
 """A page ends early above this many bytes of messages, but holds at least one."""
@@ -37,9 +38,6 @@ EXPORT_BYTES = 1 << 20
 
 LOCAL_WAIT_S, LOCAL_LOOK_S = 2.0, 0.02
 """How long a local read waits for a version that this replica does not have yet, and how often it looks."""
-
-ROWS_PER_READ = 100
-"""So many messages are read from a database at once: of the largest ones this is 100 MiB, and a page of 1,000 would be ten times that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +65,12 @@ class Listed(msgspec.Struct, frozen=True, array_like=True):
     view: ContextView
 
 
-def history(replica: Replica, context: Context, first: int, last: int, *, descending: bool = False) -> Iterator[tuple[int, bytes]]:
-    """Messages [first, last]: the stored ones from the database, the newest from memory."""
-    if first > last:
-        return
-    tail_from = context.tail_from
-    fresh = [(seq, context.tail[seq - tail_from]) for seq in range(max(first, tail_from), last + 1)]
-    stored_last = min(last, tail_from - 1)
-    if descending:
-        yield from reversed(fresh)
-    while first <= stored_last:
-        count = min(ROWS_PER_READ, stored_last - first + 1)
-        low = stored_last - count + 1 if descending else first
-        yield from replica.store.page(context.ordinal, low, low + count - 1, count, descending)
-        if descending:
-            stored_last = low - 1
-        else:
-            first = low + count
-    if not descending:
-        yield from fresh
-
-
 class Reads:
     """The reading half of the service."""
 
-    def __init__(self, shards: ShardDirectory, rules: Rules, stream_lag_max: int) -> None:
+    def __init__(self, shards: ShardDirectory, histories: Histories, rules: Rules, stream_lag_max: int) -> None:
         self._shards = shards
+        self._histories = histories
         self._rules = rules
         self._stream_lag_max = stream_lag_max
 
@@ -171,17 +149,26 @@ class Reads:
             start = max(1, last_seq + 1 + start)
         if descending:
             start = min(start, last_seq)
-            rows = history(replica, context, max(1, start - limit + 1), start, descending=True)
+            rows = await self._rows(replica, context, max(1, start - limit + 1), start, descending=True)
             return _page(rows, last_seq, 1)
-        rows = history(replica, context, max(1, start), min(last_seq, max(1, start) + limit - 1))
+        rows = await self._rows(replica, context, max(1, start), min(last_seq, max(1, start) + limit - 1))
         return _page(rows, last_seq, last_seq)
+
+    async def _rows(
+        self, replica: Replica, context: Context, first: int, last: int, *, descending: bool = False
+    ) -> list[tuple[int, bytes]]:
+        """The messages of one page. Raises `ContextNotFound` if the context is purged while the archive is asked."""
+        rows = await self._histories.read(replica, context, first, last, bytes_max=PAGE_BYTES_MAX, descending=descending)
+        if not rows and first <= last:
+            raise not_found(context.id)
+        return rows
 
     async def tail(self, context_id: str, offset: int, limit: int, local: int | None = None) -> Page:
         """The `limit` messages before the newest `offset` ones, oldest first."""
         replica, context = await self._context(context_id, local)
         last_seq = context.head.last_seq
         newest = last_seq - offset
-        rows = history(replica, context, max(1, newest - limit + 1), newest, descending=True)
+        rows = await self._rows(replica, context, max(1, newest - limit + 1), newest, descending=True)
         page = _page(rows, last_seq, 1)
         return Page(list(reversed(page.messages)), last_seq, page.next_seq)
 
@@ -199,17 +186,14 @@ class Reads:
             present = replica.context(context_id)
             if present is None or present.ordinal != ordinal:
                 return
-            lines: list[bytes] = []
-            size = 0
-            for seq, body in history(replica, present, first, last_seq):
-                first = seq + 1
-                lines += (body, b"\n")
-                size += len(body)
-                if size >= EXPORT_BYTES:
-                    break
-            if not lines:
-                raise AssertionError(f"messages {first} to {last_seq} are neither stored nor fresh")
-            yield b"".join(lines)
+            rows = await self._histories.read(replica, present, first, last_seq, bytes_max=EXPORT_BYTES)
+            if not rows:
+                # A purge while the archive was asked, or else a hole.
+                if replica.context(context_id) is present:
+                    raise AssertionError(f"messages {first} to {last_seq} are nowhere")
+                return
+            first = rows[-1][0] + 1
+            yield b"".join([line for _, body in rows for line in (body, b"\n")])
 
     async def list_contexts(self, request: ListContexts) -> tuple[list[ContextView], str | None]:
         """One page of the contexts of all shards that this node holds."""
@@ -236,18 +220,24 @@ class Reads:
             raise CursorAhead(f"The cursor {cursor} is beyond the newest message, {last_seq}.", cursor=cursor, last_seq=last_seq)
         ordinal = context.ordinal
 
-        def read(first: int, last: int) -> Iterable[tuple[int, bytes]]:
+        def read(first: int, last: int) -> Iterable[tuple[int, bytes]] | None:
             present = replica.context(context_id)
             if present is None or present.ordinal != ordinal:
                 return ()
-            return history(replica, present, first, last)
+            return hot_history(replica, present, first, last) if first > present.cold_seq else None
+
+        async def read_cold(first: int, last: int) -> Iterable[tuple[int, bytes]]:
+            present = replica.context(context_id)
+            if present is None or present.ordinal != ordinal:
+                return ()
+            return await self._histories.read(replica, present, first, last, bytes_max=BYTES_PER_PULL)
 
         def state() -> bytes:
             present = replica.context(context_id)
             return b"{}" if present is None else self._state(replica, present)
 
         begin = last_seq if cursor < 0 else cursor
-        subscription = Subscription(replica, context_id, begin, lag_max=self._stream_lag_max, read=read, state=state)
+        subscription = Subscription(replica, context_id, begin, lag_max=self._stream_lag_max, read=read, read_cold=read_cold, state=state)
         subscription.start(last_seq)
         return subscription
 
@@ -271,7 +261,7 @@ class Reads:
         )
 
 
-def _page(rows: Iterator[tuple[int, bytes]], last_seq: int, end: int) -> Page:
+def _page(rows: Iterable[tuple[int, bytes]], last_seq: int, end: int) -> Page:
     """Take rows up to the page's limit of bytes; `end` is the last seq that there is in this direction."""
     messages: list[bytes] = []
     size = 0

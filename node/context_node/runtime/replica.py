@@ -12,7 +12,16 @@ from typing import Any
 
 import msgspec
 
-from context_node.contexts.commands import AppendMessages, Command, Compare, NoteArchived, decode_command, encode_command
+from context_node.contexts.commands import (
+    AppendMessages,
+    Command,
+    Compare,
+    NoteArchived,
+    PatchMetadataCommand,
+    PutConfig,
+    decode_command,
+    encode_command,
+)
 from context_node.contexts.context import Context, IdRow, read_context
 from context_node.contexts.machine import NOTHING_FOUND, Event, Found, Machine
 from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Unavailable
@@ -304,6 +313,8 @@ class Replica:
         reply, event = self.machine.apply(index, command, self._found(command))
         if event is not None:
             self._on_event(self, event)
+        elif type(command) is PutConfig or type(command) is PatchMetadataCommand:
+            self._on_event(self, Event("configured", command.context_id))
         elif type(command) is Compare:
             self._compared = command.mark
         if pending is None or pending.reply.done():

@@ -66,9 +66,10 @@ class PolicyRow(NamedTuple):
 class StateChanges:
     """What one flush writes, as rows ready to bind. Everything is in one transaction with `applied`.
 
-    Order: deleted contexts, then all rows (an existing row of the same key is replaced), then `keys_below`.
+    Order: deleted contexts, `trimmed`, then all rows (an existing row of the same key is replaced), then `keys_below`.
     - `contexts`: `ContextRow` or plain tuples of its columns. `deleted_contexts`: ordinals; all their rows go.
-    - `messages`: (place, body, info). `message_ids`: (ordinal, id, seq, version, estimate, digest).
+    - `trimmed`: (first, last) places, both included, whose messages go. `messages`: (place, body, info).
+    - `message_ids`: (ordinal, id, seq, version, estimate, digest).
     - `keys`: (ordinal, key, number, at, digest, reply). `keys_below`: (ordinal, number, at): keys with a lower number
       or an earlier time go; times must not descend with numbers.
     - `rewrites`: (ordinal, version, record). `policies`: as `PolicyRow`. `deleted_policies`: names.
@@ -77,6 +78,7 @@ class StateChanges:
     applied: Applied
     contexts: list[tuple[int, str, int, int, int, str, bytes]] = field(default_factory=list)
     deleted_contexts: list[int] = field(default_factory=list)
+    trimmed: list[tuple[int, int]] = field(default_factory=list)
     messages: list[tuple[int, bytes, bytes]] = field(default_factory=list)
     message_ids: list[tuple[int, str, int, int, int, bytes]] = field(default_factory=list)
     keys: list[tuple[int, str, int, int, bytes, bytes]] = field(default_factory=list)

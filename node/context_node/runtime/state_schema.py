@@ -41,6 +41,7 @@ PUT_CONTEXT: Final = (
     " updated_at=excluded.updated_at, metadata=excluded.metadata, record=excluded.record"
 )
 PUT_MESSAGE: Final = "INSERT OR REPLACE INTO messages VALUES(?,?,?)"
+TRIM: Final = "DELETE FROM messages WHERE place BETWEEN ? AND ?"
 PUT_MESSAGE_ID: Final = "INSERT OR REPLACE INTO message_ids VALUES(?,?,?,?,?,?)"
 PUT_KEY: Final = "INSERT OR REPLACE INTO keys VALUES(?,?,?,?,?,?)"
 # Times ascend with numbers, so the first key that is young enough ends the walk: the cost follows what is deleted.

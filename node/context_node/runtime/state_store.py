@@ -352,6 +352,7 @@ class StateStore:
             many(sql.DIG_GRAVE, ordinals)
         for statement, rows in (
             (sql.PUT_CONTEXT, changes.contexts),
+            (sql.TRIM, changes.trimmed),
             (sql.PUT_MESSAGE, changes.messages),
             (sql.PUT_MESSAGE_ID, changes.message_ids),
             (sql.PUT_KEY, changes.keys),

@@ -5,6 +5,7 @@ Invariant: what is drained is exactly what commands up to the applied index chan
 
 import msgspec
 
+from context_node.contexts.changes import rowid
 from context_node.contexts.context import KeyRow
 from context_node.contexts.machine import Machine
 from context_node.contexts.policies import StoredPolicy, policy_encoder
@@ -43,6 +44,7 @@ def state_changes(machine: Machine, index: int, term: int, conf_state: bytes) ->
     rows = StateChanges(
         applied_of(machine, index, term, conf_state),
         deleted_contexts=changes.purged,
+        trimmed=[(rowid(ordinal, first), rowid(ordinal, last)) for ordinal, gone in changes.trimmed.items() for first, last in gone],
         messages=changes.messages,
         rewrites=changes.rewrites,
         keys_below=[(ordinal, number, at) for ordinal, (number, at) in changes.keys_below.items()],

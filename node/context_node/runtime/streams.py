@@ -7,7 +7,7 @@ live reader misses by falling too far behind is told as one `gap`; a frame about
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from context_node.contexts.commands import encode_json
@@ -42,14 +42,19 @@ class Subscription:
         cursor: int,
         *,
         lag_max: int,
-        read: Callable[[int, int], Iterable[tuple[int, bytes]]],
+        read: Callable[[int, int], Iterable[tuple[int, bytes]] | None],
+        read_cold: Callable[[int, int], Awaitable[Iterable[tuple[int, bytes]]]],
         state: Callable[[], bytes],
     ) -> None:
+        """`read` gives messages of a range of seq at once, None if the first of them is in the archive; `read_cold` waits for those."""
         self._replica = replica
         self._context_id = context_id
         self._position = cursor
         self._lag_max = lag_max
         self._read = read
+        self._read_cold = read_cold
+        self._cold: tuple[int, int] | None = None
+        """A range that is next and whose beginning is in the archive."""
         self._state = state
         self._is_live = False
         self._ready: deque[Frame] = deque()
@@ -92,6 +97,10 @@ class Subscription:
                 raise Unavailable(self._replica.failure)
             if self._fill():
                 continue
+            if self._cold is not None:
+                (first, upto), self._cold = self._cold, None
+                self._take(await self._read_cold(first, upto), upto)
+                continue
             if self._is_over:
                 await asyncio.sleep(0)
                 return None
@@ -103,7 +112,7 @@ class Subscription:
                 return None
 
     def next_now(self) -> Frame | None:
-        """The next frame if there is one already."""
+        """The next frame if there is one already; what is in the archive is left to `next`."""
         if not self._ready and self._error is None and self._replica.failure is None:
             self._fill()
         return self._ready.popleft() if self._ready else None
@@ -121,9 +130,8 @@ class Subscription:
         if behind > 0:
             if self._is_live and behind > self._lag_max:
                 self._skip()
-            else:
-                self._pull()
-            return True
+                return True
+            return self._pull()
         if not self._is_live:
             self._is_live = True
             self._ready.append(Frame("context", None, self._state()))
@@ -136,12 +144,21 @@ class Subscription:
         self._position = self._last_seq
         self.lagged += 1
 
-    def _pull(self) -> None:
+    def _pull(self) -> bool:
         upto = min(self._last_seq, self._position + MESSAGES_PER_PULL)
         if self._notices:
             upto = min(upto, max(self._notices[0][0], self._position + 1))
+        rows = self._read(self._position + 1, upto)
+        if rows is None:
+            self._cold = (self._position + 1, upto)
+            return False
+        self._take(rows, upto)
+        return True
+
+    def _take(self, rows: Iterable[tuple[int, bytes]], upto: int) -> None:
+        """Make frames of what was read for `upto` and before."""
         size = 0
-        for seq, body in self._read(self._position + 1, upto):
+        for seq, body in rows:
             self._ready.append(Frame("message", seq, body))
             size += len(body)
             if size >= BYTES_PER_PULL:

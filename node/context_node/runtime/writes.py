@@ -36,13 +36,14 @@ from context_node.contexts.commands import (
 )
 from context_node.contexts.configuring import changed_config, first_config
 from context_node.contexts.context import ACTIVE, Context
-from context_node.contexts.items import HEAD_ROLES, MARKER
+from context_node.contexts.items import HEAD_ROLES, LIVE, MARKER
 from context_node.contexts.machine import not_found
 from context_node.contexts.refusals import InvalidRequest, MessageNotFound, TooLarge, Unprocessable, VersionConflict
 from context_node.contexts.replies import Appended, ContextView, Put, Reply, Rewritten
 from context_node.contexts.requests import Append, Compact, NewMessage, PatchMetadata, PolicyChoice, PutContext
 from context_node.contexts.strategies import parse_strategy
 from context_node.runtime.cohort import Cohort
+from context_node.runtime.histories import Histories
 from context_node.runtime.names import derived_id, new_id
 from context_node.runtime.reads import view_of
 from context_node.runtime.replica import Replica
@@ -71,6 +72,7 @@ class Writes:
     def __init__(
         self,
         shards: ShardDirectory,
+        histories: Histories,
         rules: Rules,
         defaults: Defaults,
         now_ms: Callable[[], int],
@@ -81,6 +83,7 @@ class Writes:
     ) -> None:
         self._has_archive = has_archive
         self._shards = shards
+        self._histories = histories
         self._rules = rules
         self._defaults = defaults
         self._now_ms = now_ms
@@ -251,16 +254,19 @@ class Writes:
         head = present.head
         messages: list[Restored] = []
         spent = size = 0
-        last = head.last_seq
+        # Kept: while the archive is asked more may be appended.
+        through_seq = last = head.last_seq
         while last >= 1 and spent <= head.config.token_budget and len(messages) < self._rules.window_items_max and size < REBUILD_BYTES_MAX:
             first = max(1, last - REBUILD_ROWS + 1)
-            rows = list(replica.store.messages(present.ordinal, [(first, last)]))
-            messages[:0] = [Restored(*row) for row in rows]
-            spent += sum(lookback.tokens_of(row[2]) for row in rows)
-            size += sum(len(row[1]) for row in rows)
+            rows = await self._histories.restored(replica, present, first, last)
+            if len(rows) < last - first + 1:
+                raise not_found(context.id)
+            messages[:0] = rows
+            spent += sum(lookback.tokens_of(row.info) for row in rows)
+            size += sum(len(row.body) for row in rows)
             last = first - 1
         key = _key(request.key, encode_json(["rebuild", request.if_version]))
-        command = RebuildWindow(context.id, self._now_ms(), self._rules, tuple(messages), head.last_seq, request.if_version, key)
+        command = RebuildWindow(context.id, self._now_ms(), self._rules, tuple(messages), through_seq, request.if_version, key)
         return cast(Rewritten, accepted(await replica.propose(command)))
 
     async def pin(self, context_id: str, seq: int, pinned: bool) -> Rewritten:
@@ -286,9 +292,9 @@ class Writes:
                 f"There is no message {seq}; the newest is {context.head.last_seq}.", seq=seq, last_seq=context.head.last_seq
             )
         restored: tuple[Restored, ...] = ()
-        if pinned:
-            around = (max(1, seq - lookback.REACH), min(context.head.last_seq, seq + lookback.REACH))
-            rows = [Restored(*row) for row in replica.store.messages(context.ordinal, [around])]
+        if pinned and not any(item.kind == LIVE and item.seq == seq for item in context.window.items):
+            first, last = max(1, seq - lookback.REACH), min(context.head.last_seq, seq + lookback.REACH)
+            rows = await self._histories.restored(replica, context, first, last)
             restored = tuple(lookback.unit_of(rows, seq))
         command = PinMessage(context_id, self._now_ms(), self._rules, seq, pinned, restored)
         return cast(Rewritten, accepted(await replica.propose(command)))

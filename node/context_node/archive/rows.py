@@ -1,0 +1,122 @@
+"""What a row of the archive is made of.
+
+Knows which parts of a message and of a context have a column of their own, and what goes along for nodes only (`node_data`), so that a
+message can come back into a window, and a context into another cluster, as it was. Does not know SQL.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from context_node.contexts.context import Context, IdRow
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class Told(msgspec.Struct, frozen=True, gc=False):
+    """What of a message's JSON has a column of its own, and its id."""
+
+    role: str
+    token_count: int
+    inserted_at: datetime
+    id: str | None = None
+
+
+class MessageData(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What nodes keep of a message besides its JSON: its stored info, and what its id remembers if it has one."""
+
+    info: bytes
+    id: IdRow | None = None
+
+
+class ArchivedMessage(msgspec.Struct, frozen=True, gc=False):
+    """One row: `raw` is the message's JSON as it is in the history, `node_data` a `MessageData`."""
+
+    context_id: str
+    incarnation: int
+    seq: int
+    raw: bytes
+    told: Told
+    node_data: bytes
+
+
+class ArchivedContext(msgspec.Struct, frozen=True, gc=False):
+    """A context as of `revision`: all its messages up to `seq` are there. `metadata` is JSON, `record` what nodes store of it."""
+
+    context_id: str
+    incarnation: int
+    seq: int
+    revision: int
+    status: str
+    metadata: bytes
+    created_at_ms: int
+    updated_at_ms: int
+    record: bytes
+
+
+told_of = msgspec.json.Decoder(Told).decode
+_encode = msgspec.msgpack.Encoder().encode
+message_data = msgspec.msgpack.Decoder(MessageData).decode
+
+
+def message_row(context_id: str, incarnation: int, seq: int, raw: bytes, info: bytes, told: Told, id_row: IdRow | None) -> ArchivedMessage:
+    """A message as a row."""
+    return ArchivedMessage(context_id, incarnation, seq, raw, told, _encode(MessageData(info, id_row)))
+
+
+def context_row(context: Context, seq: int) -> ArchivedContext:
+    """A context as it is now, with its messages up to `seq`."""
+    head = context.head
+    return ArchivedContext(
+        context.id,
+        head.incarnation,
+        seq,
+        head.revision,
+        context.status,
+        head.metadata,
+        head.created_at_ms,
+        head.updated_at_ms,
+        context.record(),
+    )
+
+
+def message_columns(messages: Sequence[ArchivedMessage]) -> tuple[list[Any], ...]:
+    """In the order that `schema.PUT_MESSAGES` takes."""
+    return (
+        [one.context_id for one in messages],
+        [one.incarnation for one in messages],
+        [one.seq for one in messages],
+        [one.told.role for one in messages],
+        [one.told.token_count for one in messages],
+        [one.told.inserted_at for one in messages],
+        [one.raw.decode() for one in messages],
+        [fits_jsonb(one.raw) for one in messages],
+        [one.node_data for one in messages],
+    )
+
+
+def context_columns(contexts: Sequence[ArchivedContext], shard: int) -> tuple[Any, ...]:
+    """In the order that `schema.PUT_CONTEXTS` takes."""
+    return (
+        [one.context_id for one in contexts],
+        [one.incarnation for one in contexts],
+        [one.seq for one in contexts],
+        [one.revision for one in contexts],
+        [one.status for one in contexts],
+        [one.metadata.decode() for one in contexts],
+        [fits_jsonb(one.metadata) for one in contexts],
+        [_EPOCH + timedelta(milliseconds=one.created_at_ms) for one in contexts],
+        [_EPOCH + timedelta(milliseconds=one.updated_at_ms) for one in contexts],
+        shard,
+        [one.record for one in contexts],
+    )
+
+
+def fits_jsonb(raw: bytes) -> bool:
+    """Whether jsonb can hold a JSON text: it knows no U+0000 (PostgreSQL, "JSON Types"). Lone surrogates, which it does not know
+    either, are refused at the edge already."""
+    return b"\\u0000" not in raw or _NUL.search(raw) is None
