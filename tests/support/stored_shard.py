@@ -74,6 +74,10 @@ class StoredShard:
             if ordinal << 32 | seq in self.messages
         ]
 
+    def history_rows(self, context: Context, first: int, last: int) -> list[tuple[int, bytes, bytes]]:
+        """Messages as a leader reads them for a command, wherever they are."""
+        return self.rows(context.ordinal, [(first, last)])
+
     def _found(self, command: Any) -> Found:
         for mark in getattr(command, "archived", ()):
             self.context(mark.context_id)
@@ -158,7 +162,7 @@ class StoredShard:
         self.flush()
         context = self.context(context_id)
         last = context.head.last_seq if context is not None else 0
-        rows = self.rows(context.ordinal, [(1, last)]) if context is not None else []
+        rows = self.history_rows(context, 1, last) if context is not None else []
         command = RebuildWindow(context_id, self.at_ms, RULES, tuple(Restored(*row) for row in rows), last, **more)
         return self.apply(command)[0]
 
@@ -167,7 +171,7 @@ class StoredShard:
         context = self.context(context_id)
         restored: tuple[Restored, ...] = ()
         if pinned and context is not None:
-            rows = [Restored(*row) for row in self.rows(context.ordinal, [(1, context.head.last_seq)])]
+            rows = [Restored(*row) for row in self.history_rows(context, 1, context.head.last_seq)]
             restored = tuple(lookback.unit_of(rows, seq))
         return self.apply(PinMessage(context_id, self.at_ms, RULES, seq, pinned, restored))[0]
 
