@@ -5,18 +5,16 @@ import json
 import re
 import signal
 import urllib.request
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-import pytest
 
 from support.cluster_calls import FAST, call
 from support.clusters import free_port
 from support.contextstore_process import RunningNode, run_command, running_node
-from support.postgres import PostgresServer, postgres_server
+from support.postgres import PostgresServer
 from support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,13 +105,6 @@ def test_a_node_that_is_killed_again_and_again_leaves_no_hole(dsn: str, tmp_path
 
 
 SEQS = "SELECT seq FROM contextstore.messages WHERE context_id = $1 ORDER BY seq"
-
-
-@pytest.fixture
-def own() -> Iterator[PostgresServer]:
-    """A server that the test may stop."""
-    with postgres_server() as running:
-        yield running
 
 
 def test_appends_go_on_while_postgres_is_away_and_it_catches_up(own: PostgresServer, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What leaves the hot store for the archive: nothing that is not confirmed, nothing that a window holds, and nobody sees a difference (H6)."""
+"""What leaves the hot store for the archive: nothing unconfirmed, nothing that a window holds, and nobody sees a difference (H6)."""
 
 from collections.abc import Sequence
 from random import Random

@@ -1,19 +1,21 @@
 """What the archiver counts, as Prometheus reads it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from context_node.archive.archiver import Archiver
+from context_node.archive.cold import ColdReads
 from context_node.runtime.metrics import counter, gauge
 
 
 class ArchiveMetrics(Collector):
-    """Counters and gauges of one node's archiver: of the shards that it leads."""
+    """Counters and gauges of one node's archiver, for the shards that it leads, and of its reads of what was trimmed."""
 
-    def __init__(self, archiver: Archiver) -> None:
+    def __init__(self, archiver: Archiver, cold: ColdReads) -> None:
         self._archiver = archiver
+        self._cold = cold
 
     def collect(self) -> Iterable[Metric]:
         archiver, counters = self._archiver, self._archiver.counters
@@ -24,7 +26,17 @@ class ArchiveMetrics(Collector):
         yield counter("archive_bytes", "Bytes of those messages.", counters.bytes)
         yield counter("archive_batches", "Transactions that copied them.", counters.batches)
         yield counter("archive_erased_contexts", "Purged contexts that were erased there.", counters.erased)
-        failures = CounterMetricFamily("contextstore_archive_failures", "Turns that failed, by cause.", labels=["cause"])
-        for cause, count in sorted(counters.failures.items()):
-            failures.add_metric([cause], count)
-        yield failures
+        yield counter("archive_trimmed_messages", "Messages that left the hot store because the archive has them.", counters.trimmed)
+        yield by_cause("archive_failures", "Turns that failed, by cause.", counters.failures)
+        cold = self._cold
+        yield counter("archive_cold_reads", "Questions to Postgres for messages that were trimmed.", cold.reads)
+        yield counter("archive_cold_messages", "Messages that they brought.", cold.messages)
+        yield counter("archive_cold_cached_messages", "Trimmed messages that were still in memory.", cold.cached_messages)
+        yield by_cause("archive_cold_failures", "Reads of trimmed messages that were refused, by cause.", cold.failures)
+
+
+def by_cause(name: str, meaning: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"contextstore_{name}", meaning, labels=["cause"])
+    for cause, count in sorted(counts.items()):
+        family.add_metric([cause], count)
+    return family

@@ -155,6 +155,7 @@ class Postgres:
     async def _fenced(self, shard: int, term: int) -> AsyncIterator[Any]:
         with _told_as_archive_error():
             async with self._connections().acquire() as connection, connection.transaction():
+                await connection.execute(sql.BOUNDS)
                 if await connection.fetchval(sql.RAISE_FENCE.format(schema=self._schema), shard, term) is None:
                     raise Fenced(shard)
                 yield connection
@@ -184,7 +185,7 @@ class _told_as_archive_error:
 
 CAUSES = (
     ("28", "login"), ("3D", "login"), ("42501", "permission"), ("53100", "disk_full"), ("53300", "too_many_connections"),
-    ("57", "stopped"), ("08", "unreachable"), ("25006", "read_only"), ("40", "conflict"),
+    ("57", "stopped"), ("08", "unreachable"), ("25006", "read_only"), ("25P03", "timeout"), ("40", "conflict"), ("55P03", "conflict"),
 )  # fmt: skip
 """By the beginning of an SQLSTATE (PostgreSQL, appendix A) one word."""
 

@@ -52,6 +52,13 @@ CREATE SCHEMA IF NOT EXISTS {schema};
 CREATE TABLE IF NOT EXISTS {schema}.meta (key text PRIMARY KEY, value text NOT NULL);
 """
 
+# A node that hangs or is cut off in the middle of a transaction holds its shard's fence: the server ends it, or its successor would wait.
+# For this transaction only, so that a pooler may stand in between.
+BOUNDS: Final = (
+    "SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL lock_timeout = '30s'; SET LOCAL tcp_keepalives_idle = 10;"
+    " SET LOCAL tcp_keepalives_interval = 5; SET LOCAL tcp_keepalives_count = 2"
+)
+
 # The row stays locked until the transaction ends, so that of two leaders of a shard one waits for the other, and the older finds the term
 # of the newer.
 RAISE_FENCE: Final = (

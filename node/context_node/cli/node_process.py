@@ -97,8 +97,8 @@ async def run(settings: Settings, *, is_dev: bool) -> int:
     ]
     listen_to_signals(wishes, files)
     node = Node(wiring.node_options(settings, credentials), now_ms=now_ms, random_bytes=os.urandom, on_fatal=wishes.failed)
-    archiver = archiver_of(settings, node)
-    edge = edge_of(settings, node, keyring, archiver)
+    archiver, archive_metrics = archive_of(settings, node)
+    edge = edge_of(settings, node, keyring, archive_metrics)
     # The edge listens before the node is ready: probes learn that it lives, and everybody else why they must wait.
     server = await listening(edge, settings, credentials)
     files_watch = asyncio.create_task(watch_files(files), name="files")
@@ -184,29 +184,30 @@ async def watch_files(files: Iterable[Reread]) -> None:
             one.look()
 
 
-def archiver_of(settings: Settings, node: Node) -> Archiver | None:
-    """What copies history to Postgres, where it is wished. Told of events from the start, it copies once it runs."""
+def archive_of(settings: Settings, node: Node) -> tuple[Archiver, ArchiveMetrics] | tuple[None, None]:
+    """What copies history to Postgres, where it is wished, with its metrics; what was trimmed is read from there. Told of events from
+    the start, the archiver copies once it runs."""
     options = wiring.archive_options(settings)
     if options is None:
-        return None
+        return None, None
     postgres, archiving = options
     archiver = Archiver(
         node.shards, Postgres(postgres), archiving, cluster_id=lambda: cluster_id_of(node), now_ms=now_ms, jitter=random.random
     )
     node.observer = archiver.note
-    node.histories.cold = ColdReads(Postgres(lambda: wiring.for_reading(postgres())), lambda: cluster_id_of(node))
-    return archiver
+    cold = node.histories.cold = ColdReads(Postgres(lambda: wiring.for_reading(postgres())), lambda: cluster_id_of(node))
+    return archiver, ArchiveMetrics(archiver, cold)
 
 
 def cluster_id_of(node: Node) -> str:
     return node.log.identity.cluster_id if node.log is not None else ""
 
 
-def edge_of(settings: Settings, node: Node, keyring: KeyRing | None, archiver: Archiver | None) -> Edge:
+def edge_of(settings: Settings, node: Node, keyring: KeyRing | None, archive_metrics: ArchiveMetrics | None) -> Edge:
     registry = CollectorRegistry()
     registry.register(NodeMetrics(node))
-    if archiver is not None:
-        registry.register(ArchiveMetrics(archiver))
+    if archive_metrics is not None:
+        registry.register(archive_metrics)
     return build_app(
         node.service,
         version=__version__,

@@ -56,7 +56,7 @@ class Histories:
             cold_seq = present.cold_seq
             if (last if descending else first) <= cold_seq:
                 low, high = (
-                    (max(first, last - ROWS_PER_READ + 1), last) if descending else (first, min(cold_seq, first + ROWS_PER_READ - 1))
+                    (max(first, last - ROWS_PER_READ + 1), last) if descending else (first, min(cold_seq, last, first + ROWS_PER_READ - 1))
                 )
                 cold = await self._cold(present, low, high, descending=descending)
                 piece: Iterator[tuple[int, bytes]] = ((one.seq, one.body) for one in cold)
