@@ -54,6 +54,8 @@ class Faults:
             "checkpoint": (3, self._checkpoint),
             "lose a disk": (2, self._lose_disk),
         }
+        if world.archive is not None:
+            kinds["archive away"] = (3, self._archive_away)
         # Each run has its own temper: some kinds often, others never.
         self._kinds = {name: (weight * chosen.choice((0, 0.5, 1, 1, 4)), act) for name, (weight, act) in kinds.items()}
         if NEWEST > FIRST:
@@ -87,6 +89,8 @@ class Faults:
     def heal(self) -> None:
         """From here on nothing goes wrong."""
         self.is_over = True
+        if self.world.archive is not None:
+            self.world.archive.heal()
         network = self.world.network
         network.heal()
         network.weather = Weather(tail_share=0.0)
@@ -105,6 +109,13 @@ class Faults:
     @property
     def is_mending(self) -> bool:
         return bool(self.administrator.lost)
+
+    async def _archive_away(self) -> None:
+        archive = self.world.archive
+        assert archive is not None
+        archive.is_away = True
+        await asyncio.sleep(self._random.random() * 2)
+        archive.is_away = False
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
         end = self.world.loop.time() + seconds

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
+from context_node.contexts import machine
+from context_node.contexts.commands import NoteArchived
 from context_node.contexts.revisions import NEWEST
+from context_node.contexts.shard_state import ShardState
 from context_node.raft import ConfState, EntryKind, MessageKind, Role, peek_message, unpack_log_record
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_store import LogStore
@@ -38,6 +41,8 @@ class Judge:
     def __init__(self, loop: SimulatedLoop) -> None:
         self.loop = loop
         self.violation: Violated | None = None
+        self.noted: Callable[[ShardState, NoteArchived], None] = lambda _state, _command: None
+        """Told of marks of the archive, whenever a replica has applied some."""
         self.marks: Counter[str] = Counter()
         """Rare situations, by how often they were reached."""
         self.tell: Callable[[str], None] | None = None
@@ -325,7 +330,7 @@ class Judge:
         """While this block runs, every store, replica and engine of this interpreter is watched."""
         watches: list[tuple[type, str, Any]] = []
 
-        def wrap(kind: type, name: str, around: Callable[..., Any]) -> None:
+        def wrap(kind: Any, name: str, around: Callable[..., Any]) -> None:
             original = getattr(kind, name)
             watches.append((kind, name, original))
 
@@ -349,11 +354,17 @@ class Judge:
         wrap(Engine, "_drain", self._on_drain)
         wrap(Engine, "rest", self._on_rest)
         wrap(Engine, "wake_led_by", self._on_wake)
+        wrap(machine, "note_archived", self._on_note)
         try:
             yield
         finally:
             for kind, name, original in watches:
                 setattr(kind, name, original)
+
+    def _on_note(self, original: Any, state: ShardState, command: NoteArchived) -> Any:
+        reply = original(state, command)
+        self.noted(state, command)
+        return reply
 
     def _on_append(self, original: Any, log: LogStore, records: Any) -> Any:
         number = original(log, records)

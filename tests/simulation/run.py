@@ -7,6 +7,7 @@ cluster comes back by itself: a leader for every shard, equal replicas, every ac
 
 import asyncio
 import gc
+import random
 import sys
 import warnings
 from collections import Counter
@@ -19,6 +20,7 @@ from context_node.runtime.moving import BLANK_KEPT_S
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import SYSTEM_SHARD, node_of
 from simulation.administrator import FACTOR, Administrator
+from simulation.archive_end import judge_archive
 from simulation.clients import Clients
 from simulation.faults import Faults
 from simulation.judge import Judge, Violated
@@ -65,6 +67,9 @@ def _simulate(seed: int, events: int, tell: Callable[[str], None] | None) -> See
     judge.tell = tell
     seen = Seen(seed)
     world = World(loop, judge)
+    if seed % 3:
+        # By a generator of its own: what the other seeds do does not depend on it.
+        world.give_archive(random.Random(seed))
     try:
         with judge.watching():
             clients = run_simulated(loop, _run(world, judge, events))
@@ -111,6 +116,8 @@ async def _run(world: World, judge: Judge, events: int) -> Clients:
     playing[2].cancel()
     clients.check_silence()
     await clients.judge_all()
+    if world.archive is not None:
+        await judge_archive(world, clients)
     await world.until(lambda: is_whole(world, judge, faults), HEAL_S, "LIVENESS", lambda: picture(world))
     _compare_replicas(world, judge)
     return clients

@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from context_node.archive.archiver import Archiver, ArchiverOptions
+from context_node.archive.cold import ColdReads
 from context_node.contexts.commands import Defaults, Rules
 from context_node.contexts.revisions import NEWEST, NewerRevision
 from context_node.runtime.cluster import RAFT, ClusterOptions
@@ -23,6 +25,7 @@ from context_node.runtime.replica import Replica
 from context_node.runtime.state_store import StateOptions
 from context_node.runtime.upkeep import UpkeepLimits
 from context_node.runtime.worker import Outcome, Worker
+from simulation.archive import SimulatedArchive, SimulatedPostgres
 from simulation.judge import Judge
 from simulation.loop import OWNER, Process, SimulatedLoop
 from simulation.network import Network, SimulatedTransport
@@ -125,6 +128,7 @@ class Life:
         """Why this process may end by itself: what was done to its disk."""
         self.ended_by: BaseException | None = None
         self.join: tuple[str, ...] = ()
+        self.archiver: Archiver | None = None
         self.revision = FIRST
         """The version that runs here, by what it understands; two take part where the next one is planted."""
 
@@ -169,6 +173,7 @@ class Life:
             retry_full_disk_s=0.2,
             cluster=cluster,
             revision=self.revision,
+            has_archive=self.world.archive is not None,
         )
 
     @property
@@ -204,6 +209,7 @@ class Life:
             make_worker=make_worker,
             make_transport=make_transport,
         )
+        copying = self._archiver(self.node, process, seeded) if world.archive is not None else None
         try:
             await self.node.start()
         except Exception as error:
@@ -211,6 +217,27 @@ class Life:
             self._ended(process, error)
             return
         self.is_ready = True
+        if copying is not None:
+            process.spawn(copying.run())
+
+    def _archiver(self, node: Node, process: Process, seeded: random.Random) -> Archiver:
+        archive = self.world.archive
+        assert archive is not None
+
+        def cluster_id() -> str:
+            return node.log.identity.cluster_id if node.log is not None else ""
+
+        made = self.archiver = Archiver(
+            node.shards,
+            SimulatedArchive(archive, process),
+            self.world.archiving,
+            cluster_id=cluster_id,
+            now_ms=self.now_ms,
+            jitter=seeded.random,
+        )
+        node.observer = made.note
+        node.histories.cold = ColdReads(SimulatedArchive(archive, process), cluster_id, cache_bytes=2_000)
+        return made
 
     def _ended(self, process: Process, error: BaseException) -> None:
         """The node says that it must not go on: its process ends."""
@@ -250,6 +277,8 @@ class World:
     def __init__(self, loop: SimulatedLoop, judge: Judge) -> None:
         self.loop = loop
         self.judge = judge
+        self.archive: SimulatedPostgres | None = None
+        self.archiving = ArchiverOptions()
         self.network = Network(loop)
         self.network.on_sent = self._sent
         self.lives: list[Life] = []
@@ -293,6 +322,17 @@ class World:
             if self.loop.time() > end:
                 self.judge.fail(rule, f"not within {seconds:g} s: {sentence()}")
             await asyncio.sleep(0.05)
+
+    def give_archive(self, random: random.Random) -> None:
+        """Put a Postgres behind all nodes that are started from here on."""
+        self.archive = SimulatedPostgres(self.loop, self.judge, random)
+        self.judge.noted = self.archive.noted
+        self.archiving = ArchiverOptions(
+            flush_s=random.choice((0.02, 0.3)),
+            batch_messages=random.choice((2, 7, 50)),
+            batch_bytes=random.choice((300, 1 << 20)),
+            tail_keep=random.choice((None, 0, 2, 10)),
+        )
 
     def retire(self, life: Life) -> None:
         """A store that never comes back."""

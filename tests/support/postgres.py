@@ -28,7 +28,7 @@ class PostgresServer:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self._folder = folder
-        self._data = folder / "data"
+        self.data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self._is_root = os.geteuid() == 0
         self._bin = self._installed()
@@ -37,7 +37,7 @@ class PostgresServer:
         if self._is_root:
             for path in (folder, password):
                 os.chown(path, NOBODY, NOBODY)
-        words = ["initdb", "-D", str(self._data), "-U", USER, "-A", "scram-sha-256", f"--pwfile={password}", "--no-sync", "-E", "UTF8"]
+        words = ["initdb", "-D", str(self.data), "-U", USER, "-A", "scram-sha-256", f"--pwfile={password}", "--no-sync", "-E", "UTF8"]
         self._run(*words, "--locale=C")
 
     def _installed(self) -> Path:
@@ -66,7 +66,7 @@ class PostgresServer:
         return f"postgresql://{USER}:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{self.port}/postgres?sslmode=disable"
 
     def start(self) -> "PostgresServer":
-        words = [str(self._bin / "postgres"), "-D", str(self._data), "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self._folder)]
+        words = [str(self._bin / "postgres"), "-D", str(self.data), "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self._folder)]
         # No power is cut in tests, and CI's disk is slow.
         log = (self._folder / "log").open("ab")
         self._process = subprocess.Popen([*words, "-c", "fsync=off"], stdout=log, stderr=log, **self._identity())  # type: ignore[call-overload]

@@ -32,8 +32,6 @@ policy_record = msgspec.msgpack.Encoder()
 SCANNED_AT_ONCE = 200
 """Contexts of a shard that a new leader looks at before it lets others in."""
 
-BATCH_BYTES = 8 << 20
-
 TRIMMED_AT_ONCE = 10_000
 """So many messages leave the hot store with one batch at most: a setting that is new may concern millions."""
 
@@ -52,11 +50,12 @@ class Archive(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ArchiverOptions:
-    """Every `flush_s` what has come is copied, `batch_messages` at most in one transaction; `shards_at_once` write beside each other. With
-    `tail_keep` only so many of a context's newest messages stay hot."""
+    """Every `flush_s` what has come is copied, in one transaction `batch_messages` at most, and no more once they are `batch_bytes`;
+    `shards_at_once` write beside each other. With `tail_keep` only so many of a context's newest messages stay hot."""
 
     flush_s: float = 1.0
     batch_messages: int = 1_000
+    batch_bytes: int = 8 << 20
     shards_at_once: int = 4
     tail_keep: int | None = None
 
@@ -290,7 +289,7 @@ class Archiver:
                 continue
             head = context.head
             last = min(head.last_seq, head.archived_seq + self._options.batch_messages - len(batch.messages))
-            copied = batch.take(replica, context, last)
+            copied = batch.take(replica, context, last, self._options.batch_bytes)
             trim_to = min(self._trim_to(head, copied), head.trimmed_seq + TRIMMED_AT_ONCE - batch.trimmed)
             batch.trimmed += trim_to - head.trimmed_seq
             batch.contexts.append(context_row(context, copied))
@@ -319,11 +318,11 @@ class _Batch:
         return (
             len(self.messages) >= options.batch_messages
             or len(self.contexts) >= options.batch_messages
-            or self.bytes >= BATCH_BYTES
+            or self.bytes >= options.batch_bytes
             or self.trimmed >= TRIMMED_AT_ONCE
         )
 
-    def take(self, replica: Replica, context: Context, last: int) -> int:
+    def take(self, replica: Replica, context: Context, last: int, bytes_max: int) -> int:
         """Add a context's messages up to `last`, or fewer if they are large; up to where they were added."""
         head = context.head
         copied = head.archived_seq
@@ -332,7 +331,7 @@ class _Batch:
             taken.append((one, told_of(one.body)))
             copied = one.seq
             self.bytes += len(one.body)
-            if self.bytes >= BATCH_BYTES:
+            if self.bytes >= bytes_max:
                 break
         remembered = _remembered(replica, context, [told.id for _, told in taken if told.id is not None])
         self.messages += [

@@ -88,7 +88,7 @@ class Machine(ShardState):
             case Purge() | PurgeEverywhere():
                 return self._purge(command)
             case NoteArchived():
-                return note_archived(self, command), None
+                return note_archived(self, command), Event("erased", "") if command.erased else None
             case RewriteWindow():
                 return self._rewrite(command, found)
             case RebuildWindow():

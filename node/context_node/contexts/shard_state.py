@@ -22,9 +22,10 @@ from context_node.contexts.window import Window
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """What followers of a context are told. `kind` is `message`, `compaction`, `configured`, `tombstoned` or `purged`; `bodies` are new
-    messages from `first_seq` on; `compacted` tells that the window was rewritten in the same command, `forced` that only W1
-    did it, and `over_budget` that it came down to the floor and still does not fit (for the metrics, no compaction)."""
+    """What followers of a context are told. `kind` is `message`, `compaction`, `configured`, `tombstoned` or `purged`; or `erased`, without
+    an id, when the archive has erased something. `bodies` are new messages from `first_seq` on; `compacted` tells that the window was
+    rewritten in the same command, `forced` that only W1 did it, and `over_budget` that it came down to the floor and still does not fit
+    (for the metrics, no compaction)."""
 
     kind: str
     context_id: str

@@ -386,9 +386,11 @@ class Node:
             await asyncio.sleep(0.001)
 
     def on_event(self, replica: Replica, event: Event) -> None:
-        if event.kind == "purged":
-            # On every replica, whoever was asked: the bytes leave all files.
+        if event.kind == "purged" or event.kind == "erased":
+            # On every replica, whoever was asked: the bytes leave all files; of an erasure in the archive that is the context's name.
             self._note_purge()
+            if event.kind == "erased":
+                return
             if self.histories.cold is not None:
                 self.histories.cold.forget(event.context_id)
         if self.observer is not None:

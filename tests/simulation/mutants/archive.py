@@ -1,0 +1,152 @@
+"""Planted bugs about the archive: what is copied, noted, trimmed, erased and read back (H6; docs/archive.md)."""
+
+from support.planted import Mutant
+
+ARCHIVER = "context_node.archive.archiver"
+COLD = "context_node.archive.cold"
+ARCHIVING = "context_node.contexts.archiving"
+CHANGES = "context_node.contexts.changes"
+CONTEXT = "context_node.contexts.context"
+HISTORIES = "context_node.runtime.histories"
+STORING = "context_node.runtime.storing"
+
+_WRITE = "        await self._archive.write(replica.shard, led.term, batch.messages, batch.contexts)\n"
+_NOTE = "        accepted(await replica.propose(NoteArchived(self._now_ms(), tuple(batch.marks))))\n"
+_WHY = "        # Only now: what Postgres has not committed is not confirmed, and what is not confirmed is not trimmed (H6).\n"
+_ERASE = "            await self._archive.erase(replica.shard, led.term, purged)\n"
+_ERASED = "            accepted(await replica.propose(NoteArchived(self._now_ms(), erased=tuple(purged))))\n"
+
+MUTANTS = (
+    Mutant(
+        "a batch is noted before Postgres has committed it",
+        "H6: the hole of the original system",
+        ((ARCHIVER, _WRITE + _WHY + _NOTE, _NOTE + _WRITE),),
+    ),
+    Mutant(
+        "a batch is noted although Postgres refused it",
+        "H6: the hole of the original system",
+        (
+            (
+                ARCHIVER,
+                _WRITE,
+                "        try:\n    " + _WRITE + "        except ArchiveError:\n            pass\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a mark tells the end of a context that was copied in part",
+        "H6",
+        (
+            (
+                ARCHIVER,
+                "Archived(context_id, head.incarnation, copied, head.revision, trim_to)",
+                "Archived(context_id, head.incarnation, last, head.revision, trim_to)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a leader goes on where it believes that it was, not where the log says",
+        "H6: a new leader goes on exactly behind what was confirmed",
+        (
+            (
+                ARCHIVER,
+                "            copied = batch.take(replica, context, last, self._options.batch_bytes)\n",
+                "            copied = batch.take(replica, context, last, self._options.batch_bytes)\n            head.archived_seq = copied\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a new leader looks at the contexts in memory only",
+        "H6: whoever leads finds what is not archived",
+        ((ARCHIVER, "if self._is_behind(head) and row.id not in replica.machine.contexts:", "if False:"),),
+    ),
+    Mutant(
+        "a mark of a context that was purged counts for the next of its id",
+        "SEMANTICS, Life of a context: incarnations",
+        ((ARCHIVING, "if context is None or context.head.incarnation != mark.incarnation:", "if context is None:"),),
+    ),
+    Mutant(
+        "an erasure is noted before it is done",
+        "SEMANTICS, Life of a context: purge reaches the archive",
+        ((ARCHIVER, _ERASE + _ERASED, _ERASED + _ERASE),),
+    ),
+    Mutant(
+        "what is to be erased is forgotten with the process",
+        "SEMANTICS, Life of a context: archive erasure is queued as replicated state",
+        ((STORING, "machine.cluster.encode(), tuple(machine.erasures))", "machine.cluster.encode(), ())"),),
+    ),
+    Mutant(
+        "whoever was a leader writes as if it were the present one",
+        "the fence: an old leader changes nothing any more",
+        (
+            (
+                ARCHIVER,
+                "if replica.shard != SYSTEM_SHARD and self._is_led(replica)",
+                "if replica.shard != SYSTEM_SHARD and (self._is_led(replica) or replica.shard in self._led)",
+            ),
+            (ARCHIVER, "await self._archive.write(replica.shard, led.term,", "await self._archive.write(replica.shard, 1 << 40,"),
+        ),
+    ),
+    Mutant(
+        "a trim takes what waits to be stored as it pleases",
+        "W5: rows follow from the log alone",
+        (
+            (
+                CHANGES,
+                "        self.messages = [row for row in self.messages if not _is_in(row[0] & SEQ_MASK, gone.get(row[0] >> SEQ_BITS, ()))]\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "a trim depends on what a replica has stored already",
+        "W5: rows follow from the log alone",
+        (
+            (
+                ARCHIVING,
+                "upto = min(mark.trimmed_seq, head.archived_seq)",
+                "upto = min(mark.trimmed_seq, head.archived_seq, context.tail_from - 1)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a trim passes what is confirmed",
+        "H6",
+        (
+            (ARCHIVING, "upto = min(mark.trimmed_seq, head.archived_seq)", "upto = mark.trimmed_seq"),
+            (ARCHIVER, "max(head.trimmed_seq, min(archived_seq, head.last_seq - keep))", "max(head.trimmed_seq, head.last_seq - keep)"),
+        ),
+    ),
+    Mutant(
+        "the first message behind the boundary is looked for in the hot store",
+        "H6: a read still finds it",
+        (
+            (
+                CONTEXT,
+                "return min(self.head.trimmed_seq, self.head.last_seq - len(self.tail))",
+                "return min(self.head.trimmed_seq, self.head.last_seq - len(self.tail)) - 1",
+            ),
+        ),
+    ),
+    Mutant(
+        "what was read of a purged context is shown for the next of its id",
+        "SEMANTICS, Life of a context: old data can never surface under a new context",
+        (
+            (COLD, "if held is None or held[0] != incarnation:\n            return []", "if held is None:\n            return []"),
+            (COLD, "        self._purges += 1\n        self._cache.forget(context_id)\n", ""),
+            (COLD, "if held is None or held[0] != incarnation:\n            self.forget", "if held is None:\n            self.forget"),
+        ),
+    ),
+    Mutant(
+        "messages that the archive lacks are left out of a page",
+        "H6: a hole is an error, never a shorter history",
+        (
+            (COLD, "if not found or [one.seq for one in found] != list(wanted[: len(found)]):", "if False:"),
+            (
+                ARCHIVER,
+                "for one in hot_rows(replica, context, head.archived_seq + 1, last):",
+                "for one in hot_rows(replica, context, head.archived_seq + 1 + (head.archived_seq % 5 == 4), last):",
+            ),
+        ),
+    ),
+)
