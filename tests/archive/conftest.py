@@ -30,3 +30,10 @@ def dsn(server: PostgresServer) -> str:
 
     asyncio.run(create())
     return server.dsn.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture
+def own() -> Iterator[PostgresServer]:
+    """A server that the test may stop."""
+    with postgres_server() as running:
+        yield running

@@ -12,11 +12,12 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from context_node.archive.backlog import Backlog
 from context_node.archive.postgres import ArchivedContext, ArchivedMessage, ArchiveError, Fenced
 from context_node.contexts.commands import Archived, NoteArchived
-from context_node.contexts.context import read_head
 from context_node.contexts.machine import Event
 from context_node.contexts.refusals import Refusal
+from context_node.runtime.archive_view import ArchiveView
 from context_node.runtime.databases import StorageError
 from context_node.runtime.reads import history
 from context_node.runtime.replica import Replica
@@ -30,6 +31,12 @@ SCANNED_AT_ONCE = 200
 BATCH_BYTES = 8 << 20
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 60.0
 
+STOCK_S = 1.0
+"""How often it is seen what waits while Postgres is not to be asked yet."""
+
+LATE_ENDS = 0.75
+"""The archive is late no more below this share of `lag_warn_bytes`: at the edge it must not warn again and again."""
+
 
 class Archive(Protocol):
     """What `postgres.Postgres` does."""
@@ -42,16 +49,18 @@ class Archive(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ArchiverOptions:
-    """Every `flush_s` what has come is copied, `batch_messages` at most in one transaction; `shards_at_once` write beside each other."""
+    """Every `flush_s` what has come is copied, `batch_messages` at most in one transaction; `shards_at_once` write beside each other. With
+    more than `lag_warn_bytes` waiting the archive counts as late, however well Postgres answers."""
 
     flush_s: float = 1.0
     batch_messages: int = 1_000
+    lag_warn_bytes: int = 1 << 30
     shards_at_once: int = 4
 
 
 @dataclass(slots=True)
 class ArchiveCounters:
-    """What metrics tell. `failures` by cause."""
+    """What metrics tell. `failures` by cause; `cause` is that of the last turn, empty if it went well."""
 
     messages: int = 0
     bytes: int = 0
@@ -59,15 +68,17 @@ class ArchiveCounters:
     erased: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     is_healthy: bool = False
+    is_late: bool = False
+    cause: str = "connecting"
     reason: str = "It has not been connected yet."
 
 
 @dataclass(slots=True)
 class _Led:
-    """A shard that this node leads: the term, and by context since when it has messages that are not archived, and how many."""
+    """A shard that this node leads: the term, and what waits to be archived."""
 
     term: int
-    behind: dict[str, tuple[float, int]] = field(default_factory=dict)
+    behind: Backlog
     is_scanned: bool = False
 
 
@@ -91,6 +102,7 @@ class Archiver:
         self._loop = asyncio.get_running_loop()
         self._is_open = False
         self._backoff_s = BACKOFF_MIN_S
+        self._retry_at = 0.0
 
     def note(self, replica: Replica, event: Event) -> None:
         """Something happened in a shard. Cheap: it is called for every message."""
@@ -98,21 +110,41 @@ class Archiver:
         if led is None:
             return
         if event.kind == "message":
-            since, count = led.behind.get(event.context_id) or (self._loop.time(), 0)
-            led.behind[event.context_id] = since, count + len(event.bodies)
+            led.behind.came(event.context_id, event.bodies)
         elif event.kind == "purged":
-            led.behind.pop(event.context_id, None)
+            led.behind.drop(event.context_id)
 
     @property
     def lag_messages(self) -> int:
         """Messages of the shards led here that the archive does not have yet."""
-        return sum(count for led in self._led.values() for _, count in led.behind.values())
+        return sum(behind.messages for behind in self._behind())
+
+    @property
+    def lag_bytes(self) -> int:
+        """Bytes of those messages."""
+        return sum(behind.bytes for behind in self._behind())
 
     @property
     def lag_s(self) -> float:
-        """Age of the oldest of them, as far as this node has led its shard."""
-        oldest = min((since for led in self._led.values() for since, _ in led.behind.values()), default=None)
-        return 0.0 if oldest is None else self._loop.time() - oldest
+        """Age of the oldest of them, whoever led its shard when it came."""
+        oldest = min((since for behind in self._behind() if (since := behind.oldest_ms) is not None), default=None)
+        return 0.0 if oldest is None else max(0.0, (self._now_ms() - oldest) / 1000)
+
+    def _behind(self) -> Iterator[Backlog]:
+        """What waits, by shard. Not of shards that another node leads by now, which tells of them itself."""
+        for shard, led in self._led.items():
+            replica = self._shards.held(shard)
+            if replica is not None and self._is_led(replica):
+                yield led.behind
+
+    def health(self) -> ArchiveView:
+        """For administrators."""
+        counters = self.counters
+        cause, reason = counters.cause, counters.reason
+        if not cause and counters.is_late:
+            cause = "late"
+            reason = f"Messages come faster than Postgres takes them: more than {self._options.lag_warn_bytes} bytes wait."
+        return ArchiveView(not cause, counters.is_late, cause, reason, self.lag_messages, self.lag_bytes, round(self.lag_s, 3))
 
     # --- the loop -------------------------------------------------------------------------------------------------------
 
@@ -139,32 +171,64 @@ class Archiver:
         counters.failures[error.cause] = counters.failures.get(error.cause, 0) + 1
         if counters.is_healthy or counters.reason != str(error):
             logger.warning("the archive is late: %s", error)
-        counters.is_healthy, counters.reason = False, str(error)
+        counters.is_healthy, counters.cause, counters.reason = False, error.cause, str(error)
         # Whatever it was, a new connection is the best that can be tried.
         self._is_open = False
-        await asyncio.sleep(self._backoff_s * (0.5 + self._jitter() / 2))
+        pause_s = self._backoff_s * (0.5 + self._jitter() / 2)
+        self._retry_at = self._loop.time() + pause_s
         self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+        await asyncio.sleep(min(pause_s, STOCK_S))
 
     async def _round(self) -> bool:
         """One turn of every shard that is led here; whether some have more. Raises `ArchiveError`."""
+        led = await self._take_stock()
+        if (left_s := self._retry_at - self._loop.time()) > 0:
+            await asyncio.sleep(min(left_s, STOCK_S))
+            return True
         if not self._is_open:
             await self._archive.open(self._cluster_id())
             self._is_open = True
-        led = {replica.shard: replica for replica in self._shards.all() if replica.shard != SYSTEM_SHARD and self._is_led(replica)}
-        for shard in self._led.keys() - led.keys():
-            del self._led[shard]
         free = asyncio.Semaphore(self._options.shards_at_once)
 
         async def turn(replica: Replica) -> bool:
             async with free:
                 return await self._turn(replica)
 
-        results = await gathered([turn(replica) for replica in led.values()])
+        results = await gathered([turn(replica) for replica in led])
         self._backoff_s = BACKOFF_MIN_S
         if not self.counters.is_healthy:
             logger.info("the archive is connected")
-        self.counters.is_healthy, self.counters.reason = True, ""
+        self.counters.is_healthy, self.counters.cause, self.counters.reason = True, "", ""
         return any(results)
+
+    async def _take_stock(self) -> list[Replica]:
+        """The shards that are led here, and what of them waits: known however Postgres does, since it is its absence that fills disks."""
+        led = {replica.shard: replica for replica in self._shards.all() if replica.shard != SYSTEM_SHARD and self._is_led(replica)}
+        for shard in self._led.keys() - led.keys():
+            del self._led[shard]
+        for replica in led.values():
+            term = replica.group.status().term
+            known = self._led.get(replica.shard)
+            if known is None or known.term != term:
+                known = self._led[replica.shard] = _Led(term, Backlog(self._now_ms))
+            if not known.is_scanned:
+                try:
+                    await self._scan(replica, known)
+                except StorageError as error:
+                    logger.info("shard %d is archived later: %s", replica.shard, error)
+        self._tell_if_late()
+        return list(led.values())
+
+    def _tell_if_late(self) -> None:
+        counters, waiting, most = self.counters, self.lag_bytes, self._options.lag_warn_bytes
+        if not counters.is_late and waiting > most:
+            logger.warning(
+                "the archive is late: %d bytes wait, more than archive_lag_warn_bytes; until they are copied disks fill", waiting
+            )
+            counters.is_late = True
+        elif counters.is_late and waiting <= LATE_ENDS * most:
+            logger.info("the archive is not late any more: %d bytes wait", waiting)
+            counters.is_late = False
 
     @staticmethod
     def _is_led(replica: Replica) -> bool:
@@ -174,13 +238,11 @@ class Archiver:
 
     async def _turn(self, replica: Replica) -> bool:
         """Copy one batch of a shard, and erase what was purged; whether there is more."""
-        term = replica.group.status().term
         led = self._led.get(replica.shard)
-        if led is None or led.term != term:
-            led = self._led[replica.shard] = _Led(term)
+        if led is None or not led.is_scanned or led.term != replica.group.status().term:
+            # What is led has changed since stock was taken.
+            return False
         try:
-            if not led.is_scanned:
-                await self._scan(replica, led)
             more = await self._copy(replica, led)
             await self._erase(replica, led)
         except Fenced:
@@ -194,20 +256,22 @@ class Archiver:
 
     async def _scan(self, replica: Replica, led: _Led) -> None:
         """Find what is not archived: a leader that was none before does not know."""
-        now, after = self._loop.time(), ""
-        while True:
-            rows = replica.store.list_contexts(after=after, limit=SCANNED_AT_ONCE)
+        # First those in memory: one that is not stored yet when its turn comes is noted, and one that is stored by then is on a page.
+        contexts = replica.machine.contexts
+        for place, context_id in enumerate(list(contexts), 1):
+            if (context := contexts.get(context_id)) is not None:
+                led.behind.find(replica, context)
+            if place % SCANNED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        after = ""
+        while rows := replica.store.list_contexts(after=after, limit=SCANNED_AT_ONCE):
             for row in rows:
-                head = read_head(row.record)
-                if head.archived_seq < head.last_seq and row.id not in replica.machine.contexts:
-                    led.behind.setdefault(row.id, (now, head.last_seq - head.archived_seq))
-            if len(rows) < SCANNED_AT_ONCE:
-                break
+                if (context := contexts.get(row.id)) is not None:
+                    led.behind.find(replica, context)
+                elif row.ordinal not in replica.machine.changes.purged:
+                    led.behind.find_stored(replica, row)
             after = rows[-1].id
             await asyncio.sleep(0)
-        for context in list(replica.machine.contexts.values()):
-            if context.head.archived_seq < context.head.last_seq:
-                led.behind.setdefault(context.id, (now, context.head.last_seq - context.head.archived_seq))
         led.is_scanned = True
 
     async def _copy(self, replica: Replica, led: _Led) -> bool:
@@ -220,18 +284,12 @@ class Archiver:
         self.counters.batches += 1
         self.counters.messages += len(messages)
         self.counters.bytes += sum(len(one.raw) for one in messages)
+        sizes: dict[str, int] = {}
+        for message in messages:
+            sizes[message.context_id] = sizes.get(message.context_id, 0) + len(message.raw)
         for mark in marks:
-            self._settle(replica, led, mark.context_id)
+            led.behind.copied(replica, replica.context(mark.context_id), mark.context_id, sizes.get(mark.context_id, 0))
         return len(messages) >= self._options.batch_messages or sum(len(one.raw) for one in messages) >= BATCH_BYTES
-
-    def _settle(self, replica: Replica, led: _Led, context_id: str) -> None:
-        """A context has been copied up to its mark; more may have come meanwhile."""
-        context = replica.context(context_id)
-        left = 0 if context is None else context.head.last_seq - context.head.archived_seq
-        if left <= 0:
-            led.behind.pop(context_id, None)
-        else:
-            led.behind[context_id] = self._loop.time(), left
 
     def _batch(self, replica: Replica, led: _Led) -> tuple[list[ArchivedMessage], list[ArchivedContext]]:
         """The next messages, context by context, those first that have waited longest."""
@@ -244,7 +302,7 @@ class Archiver:
                 break
             context = replica.context(context_id)
             if context is None or context.head.archived_seq >= context.head.last_seq:
-                led.behind.pop(context_id, None)
+                led.behind.drop(context_id)
                 continue
             head = context.head
             last = min(head.last_seq, head.archived_seq + room)

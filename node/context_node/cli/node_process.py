@@ -193,6 +193,7 @@ def archiver_of(settings: Settings, node: Node) -> Archiver | None:
         node.shards, Postgres(postgres), archiving, cluster_id=lambda: cluster_id_of(node), now_ms=now_ms, jitter=random.random
     )
     node.observer = archiver.note
+    node.archive_health = archiver.health
     return archiver
 
 

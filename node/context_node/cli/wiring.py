@@ -126,7 +126,8 @@ def archive_options(settings: Settings) -> tuple[Callable[[], PostgresOptions], 
             raise ArchiveError("login", f"{path} cannot be read: {error.strerror}") from error
         return PostgresOptions(dsn, settings.archive_schema)
 
-    return postgres, ArchiverOptions(settings.archive_flush_s, settings.archive_batch_messages)
+    options = ArchiverOptions(settings.archive_flush_s, settings.archive_batch_messages, lag_warn_bytes=settings.archive_lag_warn_bytes)
+    return postgres, options
 
 
 def http_limits(settings: Settings, connections_max: int) -> HttpLimits:
