@@ -51,7 +51,7 @@ def node_cell(archive: ArchiveView | None) -> str:
 
 def coarse_lag(archive: ArchiveView) -> str:
     """What waits, as a sentence."""
-    if archive.lag_s <= FRESH_S:
+    if archive.is_healthy and archive.lag_s <= FRESH_S:
         return "What is written is copied within seconds."
     count, size = _coarse(archive.lag_messages), bytes_text(_coarse(archive.lag_bytes))
     return f"About {count:,} messages ({size}) wait, the oldest for {_coarse_age(archive.lag_s)}."
@@ -83,7 +83,9 @@ def _coarse(number: int) -> int:
 
 
 def _coarse_age(seconds: float) -> str:
-    for limit, words in ((60, "half a minute"), (300, "a minute"), (900, "5 minutes"), (3600, "15 minutes"), (6 * 3600, "an hour")):
+    """Only so exact that it changes a few times an hour."""
+    steps = ((60, "some seconds"), (300, "more than a minute"), (900, "more than 5 minutes"), (3600, "more than 15 minutes"))
+    for limit, words in (*steps, (6 * 3600, "more than an hour"), (86400, "more than 6 hours"), (2 * 86400, "more than a day")):
         if seconds < limit:
-            return f"more than {words}"
-    return "more than 6 hours" if seconds < 86400 else f"{seconds // 86400:.0f} days or more"
+            return words
+    return f"more than {seconds // 86400:.0f} days"
