@@ -148,3 +148,12 @@ def test_every_node_tells_how_its_archive_does_and_a_new_leader_knows_what_waits
         own.start()
         wait_until(lambda: view()["archive"]["is_healthy"] and view()["archive"]["lag_messages"] == 0, "it to catch up", 60.0)
         assert "archive: healthy, 0 messages" in said()
+
+
+def test_postgres_being_away_is_told_also_where_nobody_writes(own: PostgresServer, tmp_path: Path) -> None:
+    with running_node(tmp_path / "data", *QUICK, CONTEXTSTORE_ARCHIVE_POSTGRES=own.dsn) as node:
+        wait_until(lambda: metric(node, "archive_healthy") == 1, "the archive to be connected")
+        own.stop(signal.SIGQUIT)
+        wait_until(lambda: metric(node, "archive_healthy") == 0, "the trouble to be told", 30.0)
+        own.start()
+        wait_until(lambda: metric(node, "archive_healthy") == 1, "the archive to be connected again", 60.0)

@@ -34,6 +34,9 @@ BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 60.0
 STOCK_S = 1.0
 """How often it is seen what waits while Postgres is not to be asked yet."""
 
+PING_S = 10.0
+"""After so long without a batch it is asked whether Postgres is there at all: that is better known before it is needed."""
+
 LATE_ENDS = 0.75
 """The archive is late no more below this share of `lag_warn_bytes`: at the edge it must not warn again and again."""
 
@@ -43,6 +46,7 @@ class Archive(Protocol):
 
     async def open(self, cluster_id: str) -> None: ...
     async def close(self) -> None: ...
+    async def ping(self) -> None: ...
     async def write(self, shard: int, term: int, messages: list[ArchivedMessage], contexts: list[ArchivedContext]) -> None: ...
     async def erase(self, shard: int, term: int, contexts: list[tuple[str, int]]) -> None: ...
 
@@ -102,7 +106,7 @@ class Archiver:
         self._loop = asyncio.get_running_loop()
         self._is_open = False
         self._backoff_s = BACKOFF_MIN_S
-        self._retry_at = 0.0
+        self._retry_at = self._ping_at = 0.0
 
     def note(self, replica: Replica, event: Event) -> None:
         """Something happened in a shard. Cheap: it is called for every message."""
@@ -194,7 +198,13 @@ class Archiver:
             async with free:
                 return await self._turn(replica)
 
+        batches = self.counters.batches
         results = await gathered([turn(replica) for replica in led])
+        if self.counters.batches == batches and self._loop.time() > self._ping_at:
+            await self._archive.ping()
+            batches -= 1
+        if self.counters.batches > batches:
+            self._ping_at = self._loop.time() + PING_S
         self._backoff_s = BACKOFF_MIN_S
         if not self.counters.is_healthy:
             logger.info("the archive is connected")
