@@ -6,7 +6,8 @@ import pytest
 
 from context_operator import archive_words
 from context_operator.archive_words import bytes_text, coarse_lag, reason_of
-from context_operator.view import ArchiveView
+from context_operator.commands import status_text
+from context_operator.view import ArchiveView, ClusterView, NodeView
 from support.operator_passes import Operator, Run
 
 ARCHIVE: dict[str, Any] = {"postgres": {"secretRef": {"name": "pg", "key": "uri"}}}
@@ -116,6 +117,27 @@ def test_what_is_late_is_told_with_what_waits(run: Run) -> None:
 def test_a_lag_that_grows_rarely_changes_the_words() -> None:
     said = {coarse_lag(healthy(count, 400 * count, 31 + count / 100)) for count in range(1_000, 100_000, 100)}
     assert len(said) < 30
+
+
+def test_the_status_of_the_command_line_says_what_waits_and_who_does_not_tell() -> None:
+    def node(number: int, archive: ArchiveView | None, is_alive: bool = True) -> NodeView:
+        return NodeView(number, f"n{number}", "", "", "", is_alive, is_alive, "1", 1, False, False, False, 1, 1, archive)
+
+    def line(archive: ArchiveView | None, *nodes: NodeView) -> str:
+        view = ClusterView("c", 1, 0, 1, 3, 1, 1, 0, 0, list(nodes), [], archive)
+        text = status_text(view).splitlines()
+        return next(one for one in text if one.startswith("archive: "))
+
+    assert line(None, node(1, None)) == "archive: off"
+    assert line(healthy(), node(1, healthy()), node(2, None, is_alive=False)) == "archive: healthy, 0 messages (0 B) wait"
+    well = healthy(1_200, 3 << 20, 4.0)
+    assert (
+        line(well, node(1, well), node(2, None))
+        == "archive: healthy, 1,200 messages (3.0 MiB) wait, the oldest for 4.0 s; n2 does not tell"
+    )
+    bad = ill("login", "Postgres: no", 5, 2048, 300.0)
+    assert line(bad, node(1, bad)) == "archive: NOT HEALTHY, 5 messages (2.0 KiB) wait, the oldest for 5 min: Postgres: no"
+    assert "login 2.0 KiB" in status_text(ClusterView("c", 1, 0, 1, 3, 1, 1, 0, 0, [node(1, bad)], [], bad))
 
 
 @pytest.mark.parametrize(
