@@ -302,6 +302,10 @@ class Settings:
         1_000, group=ARCHIVE, unit="messages", low=1, high=10_000,
         reason="most messages of one transaction",
     )
+    archive_lag_warn_bytes: int = setting(
+        GIB, group=ARCHIVE, unit="bytes", low=MIB, high=1024 * GIB,
+        reason="bytes of messages led here that wait for the archive, above which it counts as late: while Postgres is away disks fill",
+    )
     archive_tail_keep: int | None = setting(
         None, group=ARCHIVE, unit="messages", low=0, high=1_000_000_000, advanced=False,
         reason="so many of a context's newest messages stay on the nodes' disks; older ones that the archive has confirmed are removed "

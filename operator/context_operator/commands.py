@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from context_operator import balancer
+from context_operator import archive_words, balancer
 from context_operator.http_admin import AdminError, HttpAdmin
 from context_operator.placement import plan
 from context_operator.view import ClusterView, ShardView, cluster_info, view_of
@@ -100,7 +100,7 @@ def _private(path: str, flags: int) -> int:
 @click.option("--json", "as_json", is_flag=True, help="The whole answer of the node, as JSON.")
 @click.option("--shards", "with_shards", is_flag=True, help="A line for every shard, not only for those that want attention.")
 def status(url: str, key: str | None, as_json: bool, with_shards: bool) -> None:
-    """Show nodes and shards. The exit code is 1 if a shard has no leader or too few replicas.
+    """Show nodes, shards and the archive. The exit code is 1 if a shard has no leader or too few replicas.
 
     \b
     Examples:
@@ -129,12 +129,14 @@ def status_text(view: ClusterView, with_shards: bool = False) -> str:
         health += f", {view.shards_leaderless} without a leader (no majority answers: writes to them are refused)"
     if view.shards_under_replicated:
         health += f", {view.shards_under_replicated} under-replicated"
-    rows: list[tuple[str, ...]] = [("NODE", "NAME", "STATE", "ZONE", "REPLICAS", "LEADS", "PEERS AT", "VERSION")]
+    archive = archive_words.status_line(view)
+    rows: list[tuple[str, ...]] = [("NODE", "NAME", "STATE", "ZONE", "REPLICAS", "LEADS", "ARCHIVE", "PEERS AT", "VERSION")]
     for node in view.nodes:
         wished = (("cordoned", node.cordoned), ("draining", node.draining), ("slow disk", node.has_slow_disk))
         marks = [mark for mark, is_set in wished if is_set]
         state = ",".join(["ready" if node.is_ready else "starting" if node.is_alive else "AWAY", *marks])
-        rows.append((str(node.number), node.name, state, node.zone, str(node.replicas), str(node.leaders), node.peer_address, node.version))
+        held = (str(node.replicas), str(node.leaders), archive_words.node_cell(node.archive))
+        rows.append((str(node.number), node.name, state, node.zone, *held, node.peer_address, node.version))
     shown = [shard for shard in view.shards if with_shards or is_troubled(shard, view)]
     shards: list[tuple[str, ...]] = [("SHARD", "LEADER", "VOTERS", "LEARNERS", "TERM", "APPLIED", "LAG")] if shown else []
     for shard in shown:
@@ -144,7 +146,7 @@ def status_text(view: ClusterView, with_shards: bool = False) -> str:
         name = SYSTEM_NAME if shard.is_system else str(shard.shard)
         joint = " (changing)" if shard.is_joint else ""
         shards.append((name, leader, voters + joint, learners or "-", str(shard.term), str(shard.applied), str(shard.lag)))
-    return "\n".join([head, health, "", *_table(rows), *(["", *_table(shards)] if shards else [])])
+    return "\n".join([head, health, archive, "", *_table(rows), *(["", *_table(shards)] if shards else [])])
 
 
 def is_troubled(shard: ShardView, view: ClusterView) -> bool:

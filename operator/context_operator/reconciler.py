@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from context_operator import balancer, plan, policies, steps
+from context_operator import archive_health, balancer, plan, policies, steps
 from context_operator.applying import Applier, Foreign, keep_owner
 from context_operator.credentials import CredentialKeeper, Known, Unusable
 from context_operator.http_admin import AdminError
@@ -75,6 +75,7 @@ class ClusterReconciler:
     _has_looked: bool = False
     """Whether the nodes have told which administrator took the last step: this one comes after it."""
     _policies: policies.PolicyKeeper | None = None
+    _archive: archive_health.Turns = field(default_factory=archive_health.Turns)
 
     _applier: Applier = field(init=False)
     _credentials: CredentialKeeper = field(init=False)
@@ -361,6 +362,8 @@ class ClusterReconciler:
         if self._was_ready is not None and is_ready != self._was_ready:
             await self._event(cluster, "Normal" if is_ready else "Warning", "Ready" if is_ready else ready["reason"], ready["message"])
         self._was_ready = is_ready
+        if (turn := self._archive.turned(cluster.status.get("conditions") or [], status["conditions"])) is not None:
+            await self._event(cluster, *turn)
 
     async def _event(self, cluster: Cluster, kind: str, reason: str, sentence: str) -> None:
         logger.info("%s/%s: %s: %s", self.namespace, self.name, reason, sentence)

@@ -58,6 +58,7 @@ class Postgres(_Part, frozen=True, rename="camel", kw_only=True):
 
 class Archive(_Part, frozen=True, rename="camel", kw_only=True):
     postgres: Postgres | None = None
+    tail_keep: int | None = None
 
 
 class IssuerRef(_Part, frozen=True, rename="camel", kw_only=True):

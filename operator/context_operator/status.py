@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from context_operator import archive_health
 from context_operator.plan import Desired, Observed, is_complete
 from context_operator.resources import names
 from context_operator.spec import Cluster, Object
@@ -115,6 +116,7 @@ def _conditions(cluster: Cluster, desired: Desired, observed: Observed, made: Pa
         ("Degraded", *_degraded(observed, made)),
         ("Rebalancing", *_rebalancing(made)),
         ("ScaleAllowed", *_scale_allowed(desired, observed, made)),
+        (archive_health.KIND, *archive_health.condition(cluster, observed)),
         ("StorageResized", not made.small_volume, "TooSmall" if made.small_volume else "AsWished", made.small_volume),
         ("Paused", desired.paused, "Paused" if desired.paused else "NotPaused", "spec.paused is true." if desired.paused else ""),
     ]

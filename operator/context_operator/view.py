@@ -29,6 +29,16 @@ class ShardView(msgspec.Struct, frozen=True):
     replicas: list[ReplicaView]
 
 
+class ArchiveView(msgspec.Struct, frozen=True):
+    is_healthy: bool
+    is_late: bool
+    cause: str
+    reason: str
+    lag_messages: int
+    lag_bytes: int
+    lag_s: float
+
+
 class NodeView(msgspec.Struct, frozen=True):
     number: int
     name: str
@@ -44,6 +54,7 @@ class NodeView(msgspec.Struct, frozen=True):
     draining: bool
     replicas: int
     leaders: int
+    archive: ArchiveView | None = None
 
 
 class ClusterView(msgspec.Struct, frozen=True):
@@ -58,6 +69,7 @@ class ClusterView(msgspec.Struct, frozen=True):
     shards_under_replicated: int
     nodes: list[NodeView]
     shards: list[ShardView]
+    archive: ArchiveView | None = None
 
     def name_of(self, number: int) -> str:
         """A node's name; its number where there is no such node any more."""
@@ -76,6 +88,7 @@ class SelfView(msgspec.Struct, frozen=True):
     is_ready: bool
     reason: str
     version: str
+    archive: ArchiveView | None = None
 
 
 class NodePolicies(msgspec.Struct, frozen=True):

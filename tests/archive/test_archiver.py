@@ -22,6 +22,9 @@ class Moody:
     async def close(self) -> None:
         self.is_closed = True
 
+    async def ping(self) -> None:
+        pass
+
     async def write(self, _shard: int, _term: int, _messages: list[ArchivedMessage], _contexts: list[ArchivedContext]) -> None:
         raise AssertionError("there is nothing to write")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 
+from support.archiving_nodes import QUICK, append, history, metric
 from support.cluster_calls import FAST, call
 from support.clusters import free_port
 from support.contextstore_process import RunningNode, run_command, running_node
@@ -18,7 +19,6 @@ from support.postgres import PostgresServer
 from support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ("--archive-flush-s", "0.05")
 
 
 def query(dsn: str, statement: str, *values: Any) -> list[Any]:
@@ -32,25 +32,6 @@ def query(dsn: str, statement: str, *values: Any) -> list[Any]:
     return asyncio.run(ask())
 
 
-def append(node: RunningNode, context_id: str, *texts: str) -> int:
-    """The seq of the last message; tried until it is acknowledged, as clients do."""
-    messages = [{"role": "user", "content": text, "id": text} for text in texts]
-    answers: list[Any] = []
-
-    def is_kept() -> bool:
-        answers.append(call(f"{node.url}/v1/contexts/{context_id}/messages?create=true", "POST", {"messages": messages}))
-        return bool(answers[-1][0] == 201)
-
-    wait_until(is_kept, "the append to be acknowledged")
-    return int(answers[-1][1]["last_seq"])
-
-
-def history(node: RunningNode, context_id: str) -> list[bytes]:
-    """The messages as the export gives them, byte for byte."""
-    with urllib.request.urlopen(f"{node.url}/v1/contexts/{context_id}/export", timeout=30) as answer:
-        return [line for line in answer.read().splitlines() if line]
-
-
 def archived(dsn: str, context_id: str) -> list[bytes]:
     rows = query(dsn, "SELECT seq, raw FROM contextstore.messages WHERE context_id = $1 ORDER BY incarnation, seq", context_id)
     return [raw.encode() for _, raw in rows]
@@ -58,12 +39,6 @@ def archived(dsn: str, context_id: str) -> list[bytes]:
 
 def has_archived(node: RunningNode, context_id: str) -> int:
     return int(call(f"{node.url}/v1/contexts/{context_id}")[1]["archived_seq"])
-
-
-def metric(node: RunningNode, name: str) -> float:
-    with urllib.request.urlopen(f"{node.url}/metrics", timeout=30) as answer:
-        found = re.findall(rf"^contextstore_{name}(?:{{[^}}]*}})? (\S+)$", answer.read().decode(), re.MULTILINE)
-    return sum(map(float, found))
 
 
 def test_history_is_copied_byte_for_byte_and_a_purge_reaches_it(dsn: str, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_s3_three_commands_make_a_cluster_that_outlives_the_death_of_any_node(tm
         code, text = status(nodes[2])
         assert code == 0, text
         assert "4 of 4 healthy" in text
+        assert "\narchive: off\n" in text
         for number, node in enumerate(nodes, 1):
             assert append(node, f"by {number}") == number
             assert call(f"{node.url}/v1/contexts/talk")[1]["last_seq"] == number

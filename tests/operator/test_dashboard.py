@@ -16,8 +16,9 @@ def cluster(name: str = "demo") -> Any:
 
 
 def known_metrics() -> set[str]:
-    """Those of docs/operations.md, which are compared with a node's own in another test, and the operator's."""
-    text = (ROOT / "docs/operations.md").read_text() + (ROOT / "operator/context_operator/manager.py").read_text()
+    """Those of docs/operations.md and docs/archive.md, which are compared with a node's own in other tests, and the operator's."""
+    files = ("docs/operations.md", "docs/archive.md", "operator/context_operator/manager.py")
+    text = "".join((ROOT / file).read_text() for file in files)
     return set(re.findall(r"contextstore_[a-z_]+", text))
 
 

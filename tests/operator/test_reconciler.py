@@ -47,7 +47,7 @@ def test_a_cluster_lives_and_every_condition_is_there_from_the_first_pass(run: R
         operator.wish(replicas=3)
         await operator.one_pass()
         assert {one["type"] for one in operator.status["conditions"]} == {
-            "Ready", "Available", "Progressing", "Degraded", "Rebalancing", "ScaleAllowed", "StorageResized", "Paused",
+            "Ready", "Available", "Progressing", "Degraded", "Rebalancing", "ScaleAllowed", "ArchiveHealthy", "StorageResized", "Paused",
         }  # fmt: skip
         assert operator.status["operation"]["type"] == "Bootstrap"
         await whole_life(operator)

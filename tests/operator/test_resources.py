@@ -129,10 +129,10 @@ def test_with_tls_nodes_are_asked_by_https_everywhere_and_without_it_nothing_cha
 
 
 def test_the_uri_of_an_archive_is_a_file_that_may_change_and_may_be_missing() -> None:
-    asked = {"postgres": {"secretRef": {"name": "pg", "key": "dsn"}, "flushInterval": "5s", "batchSize": 7}}
+    asked = {"postgres": {"secretRef": {"name": "pg", "key": "dsn"}, "flushInterval": "5s", "batchSize": 7}, "tailKeep": 0}
     with_archive = cluster({"archive": asked})
     given = settings.settings(with_archive)
-    assert (given["archive_flush_s"], given["archive_batch_messages"]) == ("5", "7")
+    assert (given["archive_flush_s"], given["archive_batch_messages"], given["archive_tail_keep"]) == ("5", "7", "0")
     pod = statefulset.pod_template(with_archive, "i")["spec"]
     volume = next(one for one in pod["volumes"] if one["name"] == "archive")
     assert volume["secret"]["optional"] is True
@@ -211,7 +211,17 @@ def test_every_condition_is_there_from_the_first_pass_and_keeps_its_time() -> No
     made = Pass(Decision(Wait(), "Bootstrap", sentence="Pods are made."), "image:1")
     first = status_of(cluster(), Desired(3, 3, "h"), observed, made, "2026-01-01T00:00:00Z")
     kinds = {one["type"] for one in first["conditions"]}
-    assert kinds == {"Ready", "Available", "Progressing", "Degraded", "Rebalancing", "ScaleAllowed", "StorageResized", "Paused"}
+    assert kinds == {
+        "Ready",
+        "Available",
+        "Progressing",
+        "Degraded",
+        "Rebalancing",
+        "ScaleAllowed",
+        "ArchiveHealthy",
+        "StorageResized",
+        "Paused",
+    }
     again = cluster_of({"metadata": {"name": "demo", "namespace": "apps"}, "spec": {}, "status": first})
     second = status_of(again, Desired(3, 3, "h"), observed, made, "2026-01-02T00:00:00Z")
     assert {one["lastTransitionTime"] for one in second["conditions"]} == {"2026-01-01T00:00:00Z"}

@@ -106,6 +106,9 @@ class SimulatedArchive:
     async def close(self) -> None:
         pass
 
+    async def ping(self) -> None:
+        await self._trip()
+
     async def _trip(self) -> None:
         server = self._server
         await asyncio.sleep(server.random.random() * 2 * server.trip_s)

@@ -41,7 +41,7 @@ def _leaders(world: World) -> list[Replica]:
 
 
 def _behind(world: World) -> list[str]:
-    keep = world.archiving.tail_keep
+    limits = world.archiving.limits
     found = []
     leaders = _leaders(world)
     if len(leaders) < world.lives[0].options().shards:
@@ -53,8 +53,7 @@ def _behind(world: World) -> list[str]:
         for context in contexts:
             assert context is not None
             head = context.head
-            is_trimmed = keep is None or head.trimmed_seq >= head.last_seq - keep
-            if head.archived_seq < head.last_seq or head.archived_revision < head.revision or not is_trimmed:
+            if limits.is_behind(head):
                 found.append(f"{context.id} {head.archived_seq} of {head.last_seq}, trimmed to {head.trimmed_seq}")
     return found
 

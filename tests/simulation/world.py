@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from context_node.archive.archiver import Archiver, ArchiverOptions
+from context_node.archive.batches import BatchLimits
 from context_node.archive.cold import ColdReads
 from context_node.contexts.commands import Defaults, Rules
 from context_node.contexts.revisions import NEWEST, NewerRevision
@@ -327,12 +328,9 @@ class World:
         """Put a Postgres behind all nodes that are started from here on."""
         self.archive = SimulatedPostgres(self.loop, self.judge, random)
         self.judge.noted = self.archive.noted
-        self.archiving = ArchiverOptions(
-            flush_s=random.choice((0.02, 0.3)),
-            batch_messages=random.choice((2, 7, 50)),
-            batch_bytes=random.choice((300, 1 << 20)),
-            tail_keep=random.choice((None, 0, 2, 10)),
-        )
+        flush_s = random.choice((0.02, 0.3))
+        limits = BatchLimits(random.choice((2, 7, 50)), random.choice((300, 1 << 20)), random.choice((None, 0, 2, 10)))
+        self.archiving = ArchiverOptions(flush_s, limits)
 
     def retire(self, life: Life) -> None:
         """A store that never comes back."""

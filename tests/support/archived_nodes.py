@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from context_node.archive.archiver import Archiver, ArchiverOptions
+from context_node.archive.batches import BatchLimits
 from context_node.archive.cold import ColdReads
 from context_node.archive.postgres import Postgres, PostgresOptions
 from support.running_nodes import NodeLife, life
@@ -26,6 +27,7 @@ class ArchivedNode:
     life: NodeLife
     archiver: Archiver
     cold: ColdReads
+    limits: BatchLimits
 
     @property
     def service(self) -> Any:
@@ -39,9 +41,9 @@ class ArchivedNode:
         for replica in self.life.replicas:
             for row in replica.store.list_contexts(limit=1_000):
                 context = replica.context(row.id)
-                if context is not None and self.archiver._is_behind(context.head):
+                if context is not None and self.limits.is_behind(context.head):
                     return False
-            if any(self.archiver._is_behind(context.head) for context in replica.machine.contexts.values()) or replica.machine.erasures:
+            if any(self.limits.is_behind(context.head) for context in replica.machine.contexts.values()) or replica.machine.erasures:
                 return False
         return True
 
@@ -67,10 +69,11 @@ async def archived_node(
         assert node.log is not None
         return node.log.identity.cluster_id
 
+    limits = BatchLimits(tail_keep=tail_keep)
     archiver = Archiver(
         node.shards,
         connection(),
-        ArchiverOptions(flush_s=0.01, tail_keep=tail_keep, **options),
+        ArchiverOptions(0.01, limits),
         cluster_id=cluster_id,
         now_ms=made.clock,
         jitter=lambda: 0.0,
@@ -80,7 +83,7 @@ async def archived_node(
     node.histories.cold = cold
     running = asyncio.create_task(archiver.run())
     try:
-        yield ArchivedNode(made, archiver, cold)
+        yield ArchivedNode(made, archiver, cold, limits)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

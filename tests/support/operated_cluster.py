@@ -6,12 +6,14 @@ step takes a living shard below its majority, nothing begins twice, and no membe
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from context_operator import steps
 from context_operator.balancer import _needing
 from context_operator.placement import AddLearner, Promote, Remove, Step, TransferLeader
 from context_operator.placement import plan as place
 from context_operator.plan import Observed, Pod
-from context_operator.view import ClusterView, NodeView, ReplicaView, ShardView, cluster_info
+from context_operator.view import ArchiveView, ClusterView, NodeView, ReplicaView, ShardView, cluster_info
 
 ID = "a" * 32
 SYSTEM = 1_000
@@ -35,16 +37,14 @@ class World:
     shards: dict[int, tuple[int, dict[int, bool]]] = field(default_factory=dict)
     """By shard its leader's member and its replicas: by member whether it votes."""
     factor: int = 3
+    archives: dict[int, ArchiveView] = field(default_factory=dict)
+    """By ordinal what a node tells of its archive."""
 
     def view(self) -> ClusterView | None:
         if not self.begun:
             return None
         alive = self.alive()
-        nodes = [
-            NodeView(n, f"c-{o}", "", "", "", n in alive, n in alive, "1", 1, False, False, n in self.draining, self.held(n), 0)
-            for n, o in self.numbers.items()
-            if n not in self.removed
-        ]
+        nodes = [self._node(n, o) for n, o in self.numbers.items() if n not in self.removed]
         shards = []
         for number, (leader, replicas) in self.shards.items():
             shown = [ReplicaView(number * 100 + n, n, votes, n in alive, 1) for n, votes in replicas.items()]
@@ -57,7 +57,22 @@ class World:
             for shard in ordinary
         )
         led_by_none = sum(shard.leader is None for shard in ordinary)
-        return ClusterView(ID, 1, 0, 1, self.factor, len(ordinary), whole, led_by_none, len(ordinary) - whole, nodes, shards)
+        archive = self._archive()
+        return ClusterView(ID, 1, 0, 1, self.factor, len(ordinary), whole, led_by_none, len(ordinary) - whole, nodes, shards, archive)
+
+    def _node(self, member: int, ordinal: int) -> NodeView:
+        is_alive, is_draining = member in self.alive(), member in self.draining
+        archive = self.archives.get(ordinal) if is_alive else None
+        held = self.held(member)
+        return NodeView(member, f"c-{ordinal}", "", "", "", is_alive, is_alive, "1", 1, False, False, is_draining, held, 0, archive)
+
+    def _archive(self) -> ArchiveView | None:
+        told = list(self.archives.values())
+        if not told:
+            return None
+        worst = min(told, key=lambda one: one.is_healthy)
+        sums = {name: sum(getattr(one, name) for one in told) for name in ("lag_messages", "lag_bytes")}
+        return msgspec.structs.replace(worst, lag_s=max(one.lag_s for one in told), **sums)
 
     def held(self, member: int) -> int:
         return sum(member in replicas for _, replicas in self.shards.values())

@@ -21,7 +21,9 @@ class ArchiveMetrics(Collector):
         archiver, counters = self._archiver, self._archiver.counters
         yield gauge("archive_healthy", "1 while the last turn of the archiver went well.", int(counters.is_healthy))
         yield gauge("archive_lag_messages", "Messages of shards led here that are not archived yet.", archiver.lag_messages)
-        yield gauge("archive_lag_seconds", "How long the oldest of them waits.", archiver.lag_s)
+        yield gauge("archive_lag_bytes", "Bytes of those messages.", archiver.lag_bytes)
+        yield gauge("archive_lag_seconds", "Age of the oldest of them.", archiver.lag_s)
+        yield gauge("archive_late", "1 while more than archive_lag_warn_bytes of them wait.", int(counters.is_late))
         yield counter("archive_messages", "Messages copied.", counters.messages)
         yield counter("archive_bytes", "Bytes of those messages.", counters.bytes)
         yield counter("archive_batches", "Transactions that copied them.", counters.batches)

@@ -99,6 +99,12 @@ class Postgres:
             # Sockets end in the next turn of the loop.
             await asyncio.sleep(0)
 
+    async def ping(self) -> None:
+        """Return if Postgres answers. Raises `ArchiveError`."""
+        with _told_as_archive_error():
+            async with self._connections().acquire() as connection:
+                await connection.execute("SELECT 1")
+
     async def _migrate(self, connection: Any, schema: str, cluster_id: str) -> None:
         await connection.execute("SELECT pg_advisory_xact_lock($1)", ADVISORY_LOCK)
         await connection.execute(sql.PREPARE.format(schema=self._schema))

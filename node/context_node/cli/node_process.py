@@ -195,6 +195,7 @@ def archive_of(settings: Settings, node: Node) -> tuple[Archiver, ArchiveMetrics
         node.shards, Postgres(postgres), archiving, cluster_id=lambda: cluster_id_of(node), now_ms=now_ms, jitter=random.random
     )
     node.observer = archiver.note
+    node.archive_health = archiver.health
     cold = node.histories.cold = ColdReads(Postgres(lambda: wiring.for_reading(postgres())), lambda: cluster_id_of(node))
     return archiver, ArchiveMetrics(archiver, cold)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from context_node import __version__
 from context_node.api_keys import KeyFileError, KeyRing, keys_from_environment
 from context_node.archive.archiver import ArchiverOptions
+from context_node.archive.batches import BatchLimits
 from context_node.archive.postgres import ArchiveError, PostgresOptions
 from context_node.cli.exits import CannotStart
 from context_node.contexts.commands import Defaults, Rules
@@ -131,7 +132,8 @@ def archive_options(settings: Settings) -> tuple[Callable[[], PostgresOptions], 
             raise ArchiveError("login", f"{path} cannot be read: {error.strerror}") from error
         return PostgresOptions(dsn, settings.archive_schema)
 
-    return postgres, ArchiverOptions(settings.archive_flush_s, settings.archive_batch_messages, tail_keep=settings.archive_tail_keep)
+    limits = BatchLimits(settings.archive_batch_messages, tail_keep=settings.archive_tail_keep)
+    return postgres, ArchiverOptions(settings.archive_flush_s, limits, settings.archive_lag_warn_bytes)
 
 
 def for_reading(options: PostgresOptions) -> PostgresOptions:

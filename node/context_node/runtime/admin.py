@@ -13,6 +13,7 @@ from typing import cast
 import msgspec
 
 from context_node.contexts.refusals import Refusal, Unavailable, Unprocessable
+from context_node.runtime.archive_view import ArchiveView, total
 from context_node.runtime.calls import Digest, NodeStatus, ReplicaStatus
 from context_node.runtime.cluster import Cluster
 from context_node.runtime.moving import CAUGHT_UP_ENTRIES
@@ -49,7 +50,7 @@ class ShardView(msgspec.Struct, frozen=True):
 
 class NodeView(msgspec.Struct, frozen=True):
     """One node. `is_alive`: it answered just now. `revision`: the newest of the state machine that it understands;
-    `has_slow_disk`: it hands over what it leads, and takes nothing new."""
+    `has_slow_disk`: it hands over what it leads, and takes nothing new. `archive` is null without one, and of a node that does not tell."""
 
     number: int
     name: str
@@ -65,6 +66,7 @@ class NodeView(msgspec.Struct, frozen=True):
     draining: bool
     replicas: int
     leaders: int
+    archive: ArchiveView | None = None
 
 
 class ReplicaDigest(msgspec.Struct, frozen=True):
@@ -84,7 +86,8 @@ class ShardComparison(msgspec.Struct, frozen=True):
 
 
 class ClusterView(msgspec.Struct, frozen=True):
-    """All of it. `node` is who was asked; `feature_level` is the greatest revision of which commands are proposed."""
+    """All of it. `node` is who was asked; `feature_level` is the greatest revision of which commands are proposed; `archive` is that of all
+    nodes together."""
 
     cluster_id: str
     node: int
@@ -97,6 +100,7 @@ class ClusterView(msgspec.Struct, frozen=True):
     shards_under_replicated: int
     nodes: list[NodeView]
     shards: list[ShardView]
+    archive: ArchiveView | None = None
 
 
 class SelfView(msgspec.Struct, frozen=True):
@@ -112,6 +116,7 @@ class SelfView(msgspec.Struct, frozen=True):
     is_ready: bool
     reason: str
     version: str
+    archive: ArchiveView | None = None
 
 
 class NodePolicies(msgspec.Struct, frozen=True):
@@ -177,6 +182,7 @@ class ClusterAdmin:
                 draining=node.draining,
                 replicas=sum(replica.node == node.number for shard in ordinary for replica in shard.replicas),
                 leaders=sum(shard.leader == node.number for shard in ordinary),
+                archive=alive[node.number].archive if node.number in alive else None,
             )
             for node in members
         ]
@@ -196,6 +202,7 @@ class ClusterAdmin:
             shards_under_replicated=len(under),
             nodes=nodes,
             shards=shards,
+            archive=total(node.archive for node in nodes),
         )
 
     async def _status(self, number: int) -> NodeStatus | None:

@@ -15,6 +15,7 @@ from context_node.contexts.cluster import NodeRecord
 from context_node.contexts.refusals import Refusal
 from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, Put, Rewritten
 from context_node.contexts.requests import Append, Compact, ListContexts, PatchMetadata, PutContext, PutPolicy
+from context_node.runtime.archive_view import ArchiveView
 from context_node.runtime.not_here import NotHere
 from context_node.runtime.reads import Listed, Page, WindowAnswer
 from context_node.runtime.streams import Frame
@@ -72,7 +73,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True, array_like=True):
 
 class NodeStatus(msgspec.Struct, frozen=True, array_like=True):
     """A node as it sees itself. `reason` says why it is not ready; `epoch` and `factor` are those of its replica of the system group,
-    0 where it has none. `level`: the feature level that it knows; `revision`: what it understands."""
+    0 where it has none. `level`: the feature level that it knows; `revision`: what it understands. `archive` is None without one, and of
+    a version that does not tell."""
 
     number: int
     version: str
@@ -85,6 +87,7 @@ class NodeStatus(msgspec.Struct, frozen=True, array_like=True):
     level: int = 1
     revision: int = 1
     has_slow_disk: bool = False
+    archive: ArchiveView | None = None
 
 
 class Digest(msgspec.Struct, frozen=True, array_like=True):

@@ -438,8 +438,9 @@ class Cluster:
         system = self.membership.system_state()
         epoch, factor = (system.epoch, system.factor) if system is not None and system.members else (0, 0)
         version, revision = self._node.options.version, self._node.options.revision
+        level, archive = self.membership.level(), self._node.archive_health()
         return NodeStatus(
-            self.number, version, boot, is_ready, reason, replicas, epoch, factor, self.membership.level(), revision, self.has_slow_disk
+            self.number, version, boot, is_ready, reason, replicas, epoch, factor, level, revision, self.has_slow_disk, archive
         )
 
 

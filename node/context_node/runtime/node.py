@@ -21,6 +21,7 @@ from context_node.contexts.machine import Event
 from context_node.contexts.refusals import Unprocessable
 from context_node.contexts.revisions import NEWEST
 from context_node.runtime.admin import ClusterAdmin, SelfView
+from context_node.runtime.archive_view import ArchiveView
 from context_node.runtime.calls import Welcome
 from context_node.runtime.cluster import Cluster, ClusterOptions
 from context_node.runtime.comparing import Comparisons
@@ -107,6 +108,8 @@ class Node:
         self.restarts = 0
         self.observer: Callable[[Replica, Event], None] | None = None
         """Told of every event of every replica, before those who follow the context. It must be quick and must not raise."""
+        self.archive_health: Callable[[], ArchiveView | None] = lambda: None
+        """How the archive does; None without one."""
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._on_fatal = on_fatal
@@ -305,6 +308,7 @@ class Node:
             is_ready=is_ready,
             reason=reason,
             version=self.options.version,
+            archive=self.archive_health(),
         )
 
     def begin_cluster(self, cluster_id: str) -> None:

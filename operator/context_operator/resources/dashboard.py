@@ -105,6 +105,18 @@ DISK_AND_MEMORY = (
     ),
 )
 
+ARCHIVE = (
+    _of_pods(
+        "Waits for Postgres",
+        "Of the shards that a node leads; on disk it is that much on every replica.",
+        _now("archive_lag_bytes"),
+        "bytes",
+    ),
+    _of_pods("Age of the oldest that waits", "Seconds while all is well.", _now("archive_lag_seconds"), "s"),
+    _of_pods("Messages copied", "", _rate("archive_messages_total"), "ops"),
+    Graph("Turns that failed", "By cause.", "ops", ((_rate("archive_failures_total", "cause"), "{{cause}}"),)),
+)
+
 OPERATOR = (
     Graph("Passes", "Over all clusters.", "ops", ((f"sum by (outcome) (rate(contextstore_operator_passes_total{RATE}))", "{{outcome}}"),)),
     Graph("Oldest pass", "Above 300 s its liveness probe fails.", "s", (("max(contextstore_operator_oldest_pass_seconds)", ""),), 299),
@@ -115,6 +127,7 @@ ROWS: tuple[tuple[str, tuple[Graph, ...]], ...] = (
     ("Requests", REQUESTS),
     ("Shards", SHARDS),
     ("Disk and memory", DISK_AND_MEMORY),
+    ("Archive", ARCHIVE),
     ("Operator", OPERATOR),
 )
 

@@ -66,6 +66,22 @@ def rules(cluster: Cluster) -> Object:
             "A node refuses requests because a bound was reached.",
             "requests-are-refused",
         ),
+        (
+            "ContextStoreArchiveNotHealthy",
+            f"contextstore_archive_healthy{{{of}}} == 0",
+            "10m",
+            "warning",
+            "History is not copied to Postgres: it waits on the nodes' disks.",
+            "the-archive-is-behind",
+        ),
+        (
+            "ContextStoreArchiveLate",
+            f"contextstore_archive_late{{{of}}} == 1",
+            "1m",
+            "critical",
+            "More history waits for Postgres than archive_lag_warn_bytes: disks fill.",
+            "the-archive-is-behind",
+        ),
     )
     return {
         "apiVersion": "monitoring.coreos.com/v1",

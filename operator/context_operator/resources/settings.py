@@ -29,6 +29,7 @@ def archive(cluster: Cluster) -> dict[str, str]:
         "archive_schema": postgres.schema,
         "archive_flush_s": None if postgres.flush_interval is None else max(1, seconds_of(postgres.flush_interval)),
         "archive_batch_messages": postgres.batch_size,
+        "archive_tail_keep": cluster.spec.archive.tail_keep,
     }
     return {name: str(value) for name, value in found.items() if value is not None}
 

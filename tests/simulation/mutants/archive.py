@@ -3,6 +3,7 @@
 from support.planted import Mutant
 
 ARCHIVER = "context_node.archive.archiver"
+BATCHES = "context_node.archive.batches"
 COLD = "context_node.archive.cold"
 ARCHIVING = "context_node.contexts.archiving"
 CHANGES = "context_node.contexts.changes"
@@ -38,9 +39,9 @@ MUTANTS = (
         "H6",
         (
             (
-                ARCHIVER,
-                "Archived(context_id, head.incarnation, copied, head.revision, trim_to)",
-                "Archived(context_id, head.incarnation, last, head.revision, trim_to)",
+                BATCHES,
+                "Archived(context.id, head.incarnation, copied, head.revision, trim_to)",
+                "Archived(context.id, head.incarnation, last, head.revision, trim_to)",
             ),
         ),
     ),
@@ -49,16 +50,16 @@ MUTANTS = (
         "H6: a new leader goes on exactly behind what was confirmed",
         (
             (
-                ARCHIVER,
-                "            copied = batch.take(replica, context, last, self._options.batch_bytes)\n",
-                "            copied = batch.take(replica, context, last, self._options.batch_bytes)\n            head.archived_seq = copied\n",
+                BATCHES,
+                "        copied = self._take(replica, context, last, limits.bytes)\n",
+                "        head.archived_seq = copied = self._take(replica, context, last, limits.bytes)\n",
             ),
         ),
     ),
     Mutant(
         "a new leader looks at the contexts in memory only",
         "H6: whoever leads finds what is not archived",
-        ((ARCHIVER, "if self._is_behind(head) and row.id not in replica.machine.contexts:", "if False:"),),
+        ((ARCHIVER, "elif row.ordinal not in replica.machine.changes.purged:", "elif False:"),),
     ),
     Mutant(
         "a mark of a context that was purged counts for the next of its id",
@@ -76,16 +77,9 @@ MUTANTS = (
         ((STORING, "machine.cluster.encode(), tuple(machine.erasures))", "machine.cluster.encode(), ())"),),
     ),
     Mutant(
-        "whoever was a leader writes as if it were the present one",
-        "the fence: an old leader changes nothing any more",
-        (
-            (
-                ARCHIVER,
-                "if replica.shard != SYSTEM_SHARD and self._is_led(replica)",
-                "if replica.shard != SYSTEM_SHARD and (self._is_led(replica) or replica.shard in self._led)",
-            ),
-            (ARCHIVER, "await self._archive.write(replica.shard, led.term,", "await self._archive.write(replica.shard, 1 << 40,"),
-        ),
+        "every replica copies, and with the term that it has heard of",
+        "the fence: only the present leader changes anything",
+        ((ARCHIVER, "    return replica.failure is None and replica.group.is_leader\n", "    return replica.failure is None\n"),),
     ),
     Mutant(
         "a trim takes what waits to be stored as it pleases",
@@ -114,7 +108,7 @@ MUTANTS = (
         "H6",
         (
             (ARCHIVING, "upto = min(mark.trimmed_seq, head.archived_seq)", "upto = mark.trimmed_seq"),
-            (ARCHIVER, "max(head.trimmed_seq, min(archived_seq, head.last_seq - keep))", "max(head.trimmed_seq, head.last_seq - keep)"),
+            (BATCHES, "max(head.trimmed_seq, min(archived_seq, head.last_seq - keep))", "max(head.trimmed_seq, head.last_seq - keep)"),
         ),
     ),
     Mutant(
@@ -143,7 +137,7 @@ MUTANTS = (
         (
             (COLD, "if not found or [one.seq for one in found] != list(wanted[: len(found)]):", "if False:"),
             (
-                ARCHIVER,
+                BATCHES,
                 "for one in hot_rows(replica, context, head.archived_seq + 1, last):",
                 "for one in hot_rows(replica, context, head.archived_seq + 1 + (head.archived_seq % 5 == 4), last):",
             ),
