@@ -3,14 +3,14 @@
 Knows replicas and the archive's calls. Does not know SQL. A batch is written, then its marks go through the shard's own log
 (`NoteArchived`), so a new leader goes on exactly behind what was confirmed; what an old one wrote beyond that is met again and left as it
 is. Invariants: nothing is marked before Postgres has committed it; a context's messages are copied in order of seq; the archive's trouble
-never reaches a write, it only makes the archive late.
+never reaches a write, it only makes the archive late; a shard's trouble makes only that shard late.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from context_node.archive.postgres import ArchivedContext, ArchivedMessage, ArchiveError, Fenced
 from context_node.contexts.commands import Archived, NoteArchived
@@ -62,6 +62,14 @@ class ArchiveCounters:
     reason: str = "It has not been connected yet."
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a shard's turn went: whether the archive took something, and whether there is more."""
+
+    has_written: bool
+    has_more: bool
+
+
 @dataclass(slots=True)
 class _Led:
     """A shard that this node leads: the term, and by context since when it has messages that are not archived, and how many."""
@@ -69,6 +77,14 @@ class _Led:
     term: int
     behind: dict[str, tuple[float, int]] = field(default_factory=dict)
     is_scanned: bool = False
+
+
+@dataclass(slots=True)
+class _Late:
+    """A shard whose turn failed though others' went well: when it is tried again, by the loop's clock, and how long it waited for that."""
+
+    again_at: float
+    waited_s: float
 
 
 class Archiver:
@@ -88,6 +104,10 @@ class Archiver:
         self._shards, self._archive, self._options = shards, archive, options
         self._cluster_id, self._now_ms, self._jitter = cluster_id, now_ms, jitter
         self._led: dict[int, _Led] = {}
+        self._turns: dict[int, asyncio.Task[Turn]] = {}
+        """Under way, by shard: one that waits for Postgres does not keep the others from their next."""
+        self._late: dict[int, _Late] = {}
+        self._free = asyncio.Semaphore(options.shards_at_once)
         self._loop = asyncio.get_running_loop()
         self._is_open = False
         self._backoff_s = BACKOFF_MIN_S
@@ -121,50 +141,78 @@ class Archiver:
         try:
             while True:
                 try:
-                    had_more = await self._round()
-                except ArchiveError as error:
-                    await self._fail(error)
+                    has_more = await self._round()
                 except Exception as error:
-                    # Whatever it is, the node serves on: the archive is never what it depends on.
-                    logger.exception("the archive met something unexpected")
-                    await self._fail(ArchiveError("unexpected", f"unexpected {type(error).__name__}; see the log"))
+                    await self._fail(told(error))
                 else:
-                    if not had_more:
+                    if not has_more:
                         await asyncio.sleep(self._options.flush_s)
         finally:
+            await self._end_turns()
             await self._archive.close()
 
     async def _fail(self, error: ArchiveError) -> None:
+        self._count(error)
+        # Whatever it was, a new connection is the best that can be tried.
+        await self._end_turns()
+        self._is_open = False
+        await asyncio.sleep(self._backoff_s * (0.5 + self._jitter() / 2))
+        self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+
+    def _count(self, error: ArchiveError) -> None:
         counters = self.counters
         counters.failures[error.cause] = counters.failures.get(error.cause, 0) + 1
         if counters.is_healthy or counters.reason != str(error):
             logger.warning("the archive is late: %s", error)
         counters.is_healthy, counters.reason = False, str(error)
-        # Whatever it was, a new connection is the best that can be tried.
-        self._is_open = False
-        await asyncio.sleep(self._backoff_s * (0.5 + self._jitter() / 2))
-        self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+
+    async def _end_turns(self) -> None:
+        for task in self._turns.values():
+            task.cancel()
+        await asyncio.gather(*self._turns.values(), return_exceptions=True)
+        self._turns.clear()
 
     async def _round(self) -> bool:
-        """One turn of every shard that is led here; whether some have more. Raises `ArchiveError`."""
+        """A turn of every shard that is led here and is not in one still; whether some have more. Raises what the turns raised, if not one
+        that reached the archive went well."""
         if not self._is_open:
             await self._archive.open(self._cluster_id())
             self._is_open = True
         led = {replica.shard: replica for replica in self._shards.all() if replica.shard != SYSTEM_SHARD and self._is_led(replica)}
         for shard in self._led.keys() - led.keys():
             del self._led[shard]
-        free = asyncio.Semaphore(self._options.shards_at_once)
-
-        async def turn(replica: Replica) -> bool:
-            async with free:
-                return await self._turn(replica)
-
-        results = await gathered([turn(replica) for replica in led.values()])
+        for shard in self._late.keys() - led.keys():
+            del self._late[shard]
+        now = self._loop.time()
+        for shard, replica in led.items():
+            late = self._late.get(shard)
+            if shard not in self._turns and (late is None or late.again_at <= now):
+                self._turns[shard] = asyncio.create_task(self._turn(replica), name=f"archive-{shard}")
+        if self._turns:
+            await asyncio.wait(self._turns.values(), timeout=self._options.flush_s)
+        done = {shard: self._turns.pop(shard) for shard, task in list(self._turns.items()) if task.done()}
+        # Cancelled by the end of what it waited for: its shard is closing.
+        ended = {shard: task for shard, task in done.items() if not task.cancelled()}
+        errors = {shard: error for shard, task in ended.items() if (error := task.exception()) is not None}
+        results = {shard: task.result() for shard, task in ended.items() if shard not in errors}
+        if errors and not any(result.has_written for result in results.values()):
+            raise next(iter(errors.values()))
         self._backoff_s = BACKOFF_MIN_S
-        if not self.counters.is_healthy:
-            logger.info("the archive is connected")
-        self.counters.is_healthy, self.counters.reason = True, ""
-        return any(results)
+        self._note_late(errors, results)
+        if not self._late:
+            if not self.counters.is_healthy:
+                logger.info("the archive is connected")
+            self.counters.is_healthy, self.counters.reason = True, ""
+        return any(result.has_more for result in results.values())
+
+    def _note_late(self, errors: dict[int, BaseException], results: "dict[int, Turn]") -> None:
+        for shard in results:
+            self._late.pop(shard, None)
+        for shard, error in errors.items():
+            self._count(told(error))
+            before = self._late.get(shard)
+            wait_s = BACKOFF_MIN_S if before is None else min(2 * before.waited_s, BACKOFF_MAX_S)
+            self._late[shard] = _Late(self._loop.time() + wait_s * (0.5 + self._jitter() / 2), wait_s)
 
     @staticmethod
     def _is_led(replica: Replica) -> bool:
@@ -172,25 +220,26 @@ class Archiver:
 
     # --- one shard ------------------------------------------------------------------------------------------------------
 
-    async def _turn(self, replica: Replica) -> bool:
-        """Copy one batch of a shard, and erase what was purged; whether there is more."""
-        term = replica.group.status().term
-        led = self._led.get(replica.shard)
-        if led is None or led.term != term:
-            led = self._led[replica.shard] = _Led(term)
-        try:
-            if not led.is_scanned:
-                await self._scan(replica, led)
-            more = await self._copy(replica, led)
-            await self._erase(replica, led)
-        except Fenced:
-            # Whoever leads now does it. If it is this node after all, its term is a newer one soon.
-            self._led.pop(replica.shard, None)
-            return False
-        except (Refusal, StorageError) as error:
-            logger.info("shard %d is archived later: %s", replica.shard, error)
-            return False
-        return more
+    async def _turn(self, replica: Replica) -> Turn:
+        """Copy one batch of a shard, and erase what was purged."""
+        async with self._free:
+            term = replica.group.status().term
+            led = self._led.get(replica.shard)
+            if led is None or led.term != term:
+                led = self._led[replica.shard] = _Led(term)
+            try:
+                if not led.is_scanned:
+                    await self._scan(replica, led)
+                copied = await self._copy(replica, led)
+                has_erased = await self._erase(replica, led)
+            except Fenced:
+                # Whoever leads now does it. If it is this node after all, its term is a newer one soon.
+                self._led.pop(replica.shard, None)
+                return Turn(has_written=True, has_more=False)
+            except (Refusal, StorageError) as error:
+                logger.info("shard %d is archived later: %s", replica.shard, error)
+                return Turn(has_written=False, has_more=False)
+            return Turn(copied.has_written or has_erased, copied.has_more)
 
     async def _scan(self, replica: Replica, led: _Led) -> None:
         """Find what is not archived: a leader that was none before does not know."""
@@ -210,10 +259,10 @@ class Archiver:
                 led.behind.setdefault(context.id, (now, context.head.last_seq - context.head.archived_seq))
         led.is_scanned = True
 
-    async def _copy(self, replica: Replica, led: _Led) -> bool:
+    async def _copy(self, replica: Replica, led: _Led) -> Turn:
         messages, marks = self._batch(replica, led)
         if not marks:
-            return False
+            return Turn(has_written=False, has_more=False)
         await self._archive.write(replica.shard, led.term, messages, marks)
         noted = tuple(Archived(one.context_id, one.incarnation, one.seq) for one in marks)
         accepted(await replica.propose(NoteArchived(self._now_ms(), noted)))
@@ -222,7 +271,8 @@ class Archiver:
         self.counters.bytes += sum(len(one.raw) for one in messages)
         for mark in marks:
             self._settle(replica, led, mark.context_id)
-        return len(messages) >= self._options.batch_messages or sum(len(one.raw) for one in messages) >= BATCH_BYTES
+        is_full = len(messages) >= self._options.batch_messages or sum(len(one.raw) for one in messages) >= BATCH_BYTES
+        return Turn(has_written=True, has_more=is_full)
 
     def _settle(self, replica: Replica, led: _Led, context_id: str) -> None:
         """A context has been copied up to its mark; more may have come meanwhile."""
@@ -257,21 +307,19 @@ class Archiver:
             marks.append(ArchivedContext(context_id, head.incarnation, copied))
         return messages, marks
 
-    async def _erase(self, replica: Replica, led: _Led) -> None:
+    async def _erase(self, replica: Replica, led: _Led) -> bool:
+        """Whether there was something to erase."""
         purged = list(replica.machine.erasures)[: self._options.batch_messages]
         if purged:
             await self._archive.erase(replica.shard, led.term, purged)
             accepted(await replica.propose(NoteArchived(self._now_ms(), erased=tuple(purged))))
             self.counters.erased += len(purged)
+        return bool(purged)
 
 
-async def gathered(work: list[Coroutine[Any, Any, bool]]) -> list[bool]:
-    """The results of all; once all have ended, what the first of those raised that failed."""
-    results = await asyncio.gather(*work, return_exceptions=True)
-    for error in _errors(results):
-        raise error
-    return [bool(result) for result in results]
-
-
-def _errors(results: list[Any]) -> Iterator[BaseException]:
-    return (result for result in results if isinstance(result, BaseException))
+def told(error: BaseException) -> ArchiveError:
+    """What stopped a turn, as an `ArchiveError`. Whatever it is, the node serves on: the archive is never what it depends on."""
+    if isinstance(error, ArchiveError):
+        return error
+    logger.error("the archive met something unexpected", exc_info=error)
+    return ArchiveError("unexpected", f"unexpected {type(error).__name__}; see the log")
