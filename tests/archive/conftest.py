@@ -19,6 +19,13 @@ def server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
+def own() -> Iterator[PostgresServer]:
+    """A server that the test may stop and spoil."""
+    with postgres_server() as running:
+        yield running
+
+
+@pytest.fixture
 def dsn(server: PostgresServer) -> str:
     """The URI of an empty database."""
     name = f"test_{next(_numbers)}"
