@@ -20,6 +20,7 @@ import aiohttp
 import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
+from support.archive_compare import Differs, compare_context
 from support.chaos_run import REQUEST_TIMEOUT_S, ChaosRun
 
 WRITERS = 6
@@ -28,7 +29,6 @@ BATCH_MAX = 12
 ARCHIVED_BETWEEN_KILLS = 200
 DEADLINE_S = 120.0
 CHECK_EVERY_S = 0.05
-ROWS_AT_ONCE = 500
 SETTINGS = ["--archive-flush-s", "0.05", "--archive-batch-messages", "50"]
 
 LOOK = """
@@ -262,25 +262,19 @@ class ArchiveRun(ChaosRun):
             await connection.close()
 
     async def _compare_context(self, connection: Any, context: str, kept: dict[int, str]) -> None:
-        statement = "SELECT seq, raw FROM contextstore.messages WHERE context_id = $1 ORDER BY incarnation, seq"
         seen: set[str] = set()
-        at = 0
-        async with connection.transaction(), self._session.get(f"{self.machines[0].url}/v1/contexts/{context}/export") as answer:
-            assert answer.status == 200, await answer.text()
-            async for row in connection.cursor(statement, context, prefetch=ROWS_AT_ONCE):
-                at += 1
-                line = await answer.content.readline()
-                if row["seq"] != at or line != row["raw"].encode() + b"\n":
-                    self._violated(f"row {row['seq']} of {context} is not line {at} of its export")
-                    return
-                name = msgspec.json.decode(line)["id"]
-                if name in seen or (at in kept and kept[at] != name):
-                    self._violated(f"message {name} of {context} is doubled, or is at {at} and {kept.get(at)} was acknowledged there")
-                seen.add(name)
-            if await answer.content.readline():
-                self._violated(f"the export of {context} has more than the {at} messages that are archived")
-        if missing := kept.keys() - set(range(1, at + 1)):
-            self._violated(f"acknowledged messages of {context} are missing: {sorted(missing)[:5]}")
-        if len(kept) != at:
+
+        def see(seq: int, line: bytes) -> None:
+            name = msgspec.json.decode(line)["id"]
+            if name in seen or kept.get(seq, name) != name:
+                self._violated(f"message {name} of {context} is doubled, or is at {seq} and {kept.get(seq)} was acknowledged there")
+            seen.add(name)
+
+        try:
+            count = await compare_context(connection, self.machines[0].url, context, see)
+        except Differs as error:
+            self._violated(str(error))
+            return
+        if kept.keys() != set(range(1, count + 1)):
             # Every batch was tried until it was acknowledged, so that all that is there is known.
-            self._violated(f"{context} has {at} messages, and {len(kept)} were acknowledged")
+            self._violated(f"{context} has {count} messages, and {len(kept)} were acknowledged, up to {max(kept)}")
