@@ -217,7 +217,8 @@ def _columns(messages: Sequence[ArchivedMessage]) -> tuple[list[Any], ...]:
 def fits_jsonb(raw: bytes) -> bool:
     """Whether jsonb can hold a JSON text: it knows no U+0000 (PostgreSQL, "JSON Types"). Lone surrogates, which it does not know
     either, are refused at the edge already."""
-    return _NUL.search(raw) is None
+    # Nearly none has it, and to look for six bytes is some fifty times as fast as the expression.
+    return b"\\u0000" not in raw or _NUL.search(raw) is None
 
 
 class _told_as_archive_error:
