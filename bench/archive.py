@@ -176,7 +176,8 @@ def cost(folder: Path, parts: list[str], options: argparse.Namespace) -> None:
             report(f"batches of {BATCH} as fast as they go, {options.connections} connections", "messages/s", on, off)
         if "pair" in parts:
             on, off = rounds(pair, "single", options, rate)
-            report(f"single appends, {rate:,.0f} due each second (half of the peak without an archive)", "writes/s", on, off)
+            why = "as asked for" if options.rate else "half of the peak without an archive"
+            report(f"single appends, {rate:,.0f} due each second ({why})", "writes/s", on, off)
 
 
 def main() -> int:
