@@ -15,7 +15,7 @@ ARGS ?=
 
 RUST_SOURCES := $(wildcard node/raft_core/Cargo.toml node/raft_core/Cargo.lock node/raft_core/src/*.rs)
 
-.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e image bench-cluster bench-idle chaos grow behind sim sim-replay sim-mutants
+.PHONY: help setup run test lint format types bench bench-memory demo wheel docs docs-settings lock ci clean e2e image bench-cluster bench-idle chaos grow behind archive-chaos bench-archive sim sim-replay sim-mutants
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -110,6 +110,12 @@ grow: setup ## Grow a developer's directory from 1 to 3 to 5 nodes and back to 3
 
 behind: setup ## Let a node miss 500,000 messages and catch up by snapshots while writes go on (ARGS="--messages 50000")
 	$(BIN)/python bench/behind.py $(ARGS)
+
+archive-chaos: setup ## Kill the node that archives most, 50 times under load, while a checker looks for holes in Postgres (ARGS="--kills 50"; 5 min)
+	$(BIN)/python bench/archive_chaos.py $(ARGS)
+
+bench-archive: setup ## Measure three nodes with an archive beside none, a million messages copied and compared (needs Go; 15 min)
+	$(BIN)/python bench/archive.py $(ARGS)
 
 SEEDS ?= 150
 SEED ?= 1

@@ -49,16 +49,22 @@ class System:
         return total / os.sysconf("SC_CLK_TCK")
 
 
-def build_peers() -> None:
-    """Build what is not built yet. Raises SystemExit where Go is missing."""
-    if all((PEERS / name).exists() for name in ("etcd", "nats", "load")):
+def build_peers(*names: str) -> None:
+    """Build what is not built yet, or is older than its source; without names all. Raises SystemExit where Go is missing."""
+    folder = ROOT / "bench" / "peers"
+    wanted = []
+    for name in names or ("etcd", "nats", "load"):
+        sources = [path.stat().st_mtime for path in (folder / name).glob("*.go")]
+        if not (PEERS / name).exists() or (PEERS / name).stat().st_mtime < max(sources):
+            wanted.append(name)
+    if not wanted:
         return
     if shutil.which("go") is None:
-        raise SystemExit("bench/cluster.py needs Go to build its peers: https://go.dev/doc/install")
-    print("building etcd, NATS and the load (some minutes, once)", file=sys.stderr, flush=True)
+        raise SystemExit("Go builds what this benchmark needs: https://go.dev/doc/install")
+    print(f"building {', '.join(wanted)} (some minutes, once)", file=sys.stderr, flush=True)
     PEERS.mkdir(parents=True, exist_ok=True)
-    for name in ("etcd", "nats", "load"):
-        subprocess.run(["go", "build", "-o", str(PEERS / name), f"./{name}"], cwd=ROOT / "bench" / "peers", check=True)
+    for name in wanted:
+        subprocess.run(["go", "build", "-o", str(PEERS / name), f"./{name}"], cwd=folder, check=True)
 
 
 def build_python_peers() -> None:

@@ -20,7 +20,7 @@ def server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def own() -> Iterator[PostgresServer]:
-    """A server that the test may stop."""
+    """A server that the test may stop and spoil."""
     with postgres_server() as running:
         yield running
 

@@ -1,44 +1,20 @@
 """Nodes as processes with a real Postgres behind them: history gets there whole, and its troubles never reach a write."""
 
-import asyncio
 import json
 import re
 import signal
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import asyncpg
-
-from support.archiving_nodes import QUICK, append, history, metric
+from support.archive_calls import QUICK, append, archived, has_archived, history, metric, query
 from support.cluster_calls import FAST, call
 from support.clusters import free_port
-from support.contextstore_process import RunningNode, run_command, running_node
+from support.contextstore_process import run_command, running_node
 from support.postgres import PostgresServer
 from support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def query(dsn: str, statement: str, *values: Any) -> list[Any]:
-    async def ask() -> list[Any]:
-        connection = await asyncpg.connect(dsn)
-        try:
-            return [tuple(row) for row in await connection.fetch(statement, *values)]
-        finally:
-            await connection.close()
-
-    return asyncio.run(ask())
-
-
-def archived(dsn: str, context_id: str) -> list[bytes]:
-    rows = query(dsn, "SELECT seq, raw FROM contextstore.messages WHERE context_id = $1 ORDER BY incarnation, seq", context_id)
-    return [raw.encode() for _, raw in rows]
-
-
-def has_archived(node: RunningNode, context_id: str) -> int:
-    return int(call(f"{node.url}/v1/contexts/{context_id}")[1]["archived_seq"])
 
 
 def test_history_is_copied_byte_for_byte_and_a_purge_reaches_it(dsn: str, tmp_path: Path) -> None:
@@ -80,34 +56,6 @@ def test_a_node_that_is_killed_again_and_again_leaves_no_hole(dsn: str, tmp_path
 
 
 SEQS = "SELECT seq FROM contextstore.messages WHERE context_id = $1 ORDER BY seq"
-
-
-def test_appends_go_on_while_postgres_is_away_and_it_catches_up(own: PostgresServer, tmp_path: Path) -> None:
-    with running_node(tmp_path / "data", *QUICK, CONTEXTSTORE_ARCHIVE_POSTGRES=own.dsn) as node:
-        append(node, "talk", "before")
-        wait_until(lambda: has_archived(node, "talk") == 1, "the first to be archived")
-        own.stop(signal.SIGQUIT)
-        for number in range(20):
-            append(node, "talk", f"during {number}")
-        wait_until(lambda: metric(node, "archive_healthy") == 0, "the trouble to be told")
-        assert metric(node, "archive_lag_messages") == 20
-        assert metric(node, "archive_failures_total") > 0
-        own.start()
-        wait_until(lambda: has_archived(node, "talk") == 21, "it to catch up", 60.0)
-        assert archived(own.dsn, "talk") == history(node, "talk")
-        assert metric(node, "archive_healthy") == 1
-
-
-def test_a_new_password_needs_no_restart(own: PostgresServer, tmp_path: Path) -> None:
-    file = tmp_path / "uri"
-    file.write_text(own.dsn.replace("a%20password%20of%20a%20test", "wrong"))
-    with running_node(tmp_path / "data", *QUICK, "--archive-postgres-file", str(file)) as node:
-        append(node, "talk", "hello")
-        wait_until(lambda: metric(node, "archive_failures_total") > 0, "the refusal to be counted")
-        assert any("password authentication failed" in line for line in node.errors)
-        assert not any("wrong" in line for line in node.errors)
-        file.write_text(own.dsn)
-        wait_until(lambda: has_archived(node, "talk") == 1, "it to be archived", 60.0)
 
 
 def test_whoever_leads_goes_on_where_the_dead_leader_was(dsn: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from context_node.archive.backlog import Backlog
 from context_node.runtime.archive_view import ArchiveView, total
-from support.archiving_nodes import QUICK, append, history, metric
+from support.archive_calls import QUICK, append, history, metric
 from support.cluster_calls import FAST, call
 from support.clusters import free_port
 from support.contextstore_process import RunningNode, run_command, running_node

@@ -11,6 +11,9 @@ import pytest
 from context_node.archive import schema
 from context_node.archive.postgres import ArchiveError, Fenced, Postgres, PostgresOptions
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, fits_jsonb, message_row, told_of
+from support.postgres import PostgresServer
+from support.tcp_proxy import tcp_proxy
+from support.waiting import until
 
 CLUSTER = "c" * 32
 
@@ -170,5 +173,49 @@ def test_each_trouble_has_a_cause_and_no_message_holds_the_password(dsn: str) ->
         await postgres.close()
         with pytest.raises(ArchiveError, match="not connected"):
             await read(postgres, "talk", 7, 1, 1)
+
+    run(dsn, check)
+
+
+def test_a_server_that_does_not_answer_is_given_up_in_time(server: PostgresServer, dsn: str) -> None:
+    async def check(_postgres: Postgres) -> None:
+        with tcp_proxy(server.port) as wire:
+            far = Postgres(lambda: PostgresOptions(dsn.replace(f":{server.port}/", f":{wire.port}/"), command_timeout_s=0.3))
+            await far.open(CLUSTER)
+            wire.hold()
+            for _ in range(6):  # more often than the pool has connections
+                with pytest.raises(ArchiveError) as refusal:
+                    await far.write(0, 1, [message(1)], [mark("talk", 7, 1)])
+                assert refusal.value.cause == "timeout"
+            wire.let_go()
+            await far.write(0, 1, [message(1)], [mark("talk", 7, 1)])
+            assert await read(far, "talk", 7, 1, 9) == [(1, message(1).raw)]
+            wire.hold()
+            hanging = asyncio.create_task(far.write(0, 1, [message(2)], []))
+            await until(lambda: wire.held > 0, "the write to be under way")
+            hanging.cancel()
+            await asyncio.gather(hanging, return_exceptions=True)
+            await far.close()
+            wire.let_go()
+
+    run(dsn, check)
+
+
+def test_the_lock_of_a_leader_that_vanished_goes_away(server: PostgresServer, dsn: str) -> None:
+    """Its machine lost its power in a transaction, so that nobody tells the server."""
+
+    async def check(postgres: Postgres) -> None:
+        with tcp_proxy(server.port) as wire:
+            far = Postgres(lambda: PostgresOptions(dsn.replace(f":{server.port}/", f":{wire.port}/"), command_timeout_s=1))
+            await far.open(CLUSTER)
+            with pytest.raises(ArchiveError, match="in time"):
+                async with far._fenced(0, 1) as connection:
+                    wire.hold()
+                    await connection.execute("SELECT 1")
+            # What was said is still on its way; the server keeps the lock, and the next leader waits for it no longer than it must.
+            await postgres.write(0, 2, [message(1)], [mark("talk", 7, 1)])
+            assert wire.held > 0
+            wire.let_go()
+            await far.close()
 
     run(dsn, check)

@@ -88,6 +88,8 @@ class Machine:
         self._inside = [] if hosts is None else hosts.inside(host)
         self._first = f"127.0.0.1:{first_peer_port}" if hosts is None else f"{hosts.address(0)}:4001"
         self._is_first = is_first
+        self.settings: list[str] = []
+        self.environment: dict[str, str] = {}
         self.process: asyncio.subprocess.Process | None = None
 
     @property
@@ -110,9 +112,10 @@ class Machine:
             words += ["--join", join or self._first]
         if self._inside:
             words += ["--host", self.address, "--peer-host", self.address, "--open"]
+        words += self.settings
         log = os.open(self.folder / f"{self.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            environment = clean_environment(**({} if is_dev else {"CONTEXTSTORE_CLUSTER_SECRET": SECRET}))
+            environment = clean_environment(**({} if is_dev else {"CONTEXTSTORE_CLUSTER_SECRET": SECRET}), **self.environment)
             self.process = await asyncio.create_subprocess_exec(*words, stdout=log, stderr=log, env=environment)
         finally:
             os.close(log)

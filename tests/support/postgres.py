@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,12 +21,16 @@ USER, PASSWORD = "contextstore", "a password of a test"
 NOBODY = 65534
 START_DEADLINE_S = 60.0
 
+NOT_DURABLE = ("fsync=off",)
+"""No power is cut in tests, and CI's disk is slow."""
+
 
 class PostgresServer:
     """See the module's docstring. `start` and `stop` may be repeated; what was committed stays."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Sequence[str] = NOT_DURABLE) -> None:
         self.port = free_port()
+        self._settings = settings
         self._folder = folder
         self.data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,9 +71,10 @@ class PostgresServer:
 
     def start(self) -> "PostgresServer":
         words = [str(self._bin / "postgres"), "-D", str(self.data), "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self._folder)]
-        # No power is cut in tests, and CI's disk is slow.
         log = (self._folder / "log").open("ab")
-        self._process = subprocess.Popen([*words, "-c", "fsync=off"], stdout=log, stderr=log, **self._identity())  # type: ignore[call-overload]
+        self._process = subprocess.Popen(
+            [*words, *(word for one in self._settings for word in ("-c", one))], stdout=log, stderr=log, **self._identity()
+        )  # type: ignore[call-overload]
         log.close()
         wait_until(self._answers, "Postgres to answer", START_DEADLINE_S)
         return self
@@ -85,14 +90,20 @@ class PostgresServer:
             process.send_signal(number)
             process.wait(60)
 
+    @property
+    def pid(self) -> int:
+        """Of the server's first process, the parent of all others. Raises AssertionError if it does not run."""
+        assert self._process is not None
+        return self._process.pid
+
 
 @contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
-    """A server that answers; gone at the end, whatever happened."""
+def postgres_server(*settings: str) -> Iterator[PostgresServer]:
+    """A server that answers; gone at the end, whatever happened. `settings` as `NAME=VALUE`, instead of `NOT_DURABLE`."""
     # Not in pytest's own folder, which lets nobody in.
     with tempfile.TemporaryDirectory(prefix="contextstore-pg-") as name:
         Path(name).chmod(0o755)
-        server = PostgresServer(Path(name))
+        server = PostgresServer(Path(name), settings or NOT_DURABLE)
         try:
             yield server.start()
         finally:

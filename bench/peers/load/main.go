@@ -1,4 +1,5 @@
-// One closed-loop load for all that `bench/cluster.py` compares: so many connections, each with one write under way, for so many seconds.
+// One load for all that `bench/cluster.py` compares: so many connections, each with one write under way, for so many seconds. It is a closed
+// loop; with a rate it is an open one, whose writes are due at fixed times, and take from then on, however long they waited to be sent.
 //
 // Knows how to write to each kind of store and how to time it; knows nothing of processes. Every connection is made, and has made one
 // write, before time counts. Prints one JSON object. An answer that is no success is an error; a rate with errors is none.
@@ -6,6 +7,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,6 +39,9 @@ type plan struct {
 	Connections int        `json:"connections"`
 	Shared      int        `json:"shared"` // etcd: so many writers share a connection
 	Seconds     float64    `json:"seconds"`
+	Rate        float64    `json:"rate"`   // writes a second; 0 is a closed loop
+	Writes      int64      `json:"writes"` // end after so many; 0 is when the seconds are over
+	Times       bool       `json:"times"`  // tell each write's time
 }
 
 type writer interface {
@@ -49,23 +54,43 @@ type httpWriter struct {
 	conn     net.Conn
 	reader   *bufio.Reader
 	requests map[string][]byte
+	numbers  map[string][]int
 }
+
+// number is where a body wants a number that no other message of this process has.
+var number = []byte("##########")
+var numbered atomic.Int64
 
 func newHTTPWriter(target string, keys []string, body string) (writer, error) {
 	conn, err := net.Dial("tcp", target)
 	if err != nil {
 		return nil, err
 	}
-	w := &httpWriter{conn, bufio.NewReaderSize(conn, 16<<10), map[string][]byte{}}
+	w := &httpWriter{conn, bufio.NewReaderSize(conn, 16<<10), map[string][]byte{}, map[string][]int{}}
 	for _, key := range keys {
 		w.requests[key] = fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
 			key, target, len(body), body)
+		for at := 0; ; {
+			found := bytes.Index(w.requests[key][at:], number)
+			if found < 0 {
+				break
+			}
+			w.numbers[key] = append(w.numbers[key], at+found)
+			at += found + len(number)
+		}
 	}
 	return w, nil
 }
 
 func (w *httpWriter) write(_ context.Context, key string) error {
-	if _, err := w.conn.Write(w.requests[key]); err != nil {
+	request := w.requests[key]
+	if places := w.numbers[key]; len(places) > 0 {
+		first := numbered.Add(int64(len(places))) - int64(len(places))
+		for i, at := range places {
+			copy(request[at:], fmt.Sprintf("%0*d", len(number), first+int64(i)))
+		}
+	}
+	if _, err := w.conn.Write(request); err != nil {
 		return err
 	}
 	status, err := w.reader.ReadSlice('\n')
@@ -198,6 +223,7 @@ func run(p plan) (map[string]any, error) {
 	defer cancel()
 	var ready, done sync.WaitGroup
 	var failed atomic.Pointer[error]
+	var slots atomic.Int64
 	start, times := make(chan time.Time), make([][]time.Duration, len(all))
 	for i, w := range all {
 		ready.Add(1)
@@ -215,8 +241,20 @@ func run(p plan) (map[string]any, error) {
 				failed.Store(&err)
 			}
 			ready.Done()
-			until, last := <-start, time.Now()
+			begun, last := <-start, time.Now()
+			until := begun.Add(time.Duration(p.Seconds * float64(time.Second)))
 			for err == nil && last.Before(until) {
+				slot := slots.Add(1) - 1
+				if p.Writes > 0 && slot >= p.Writes {
+					return
+				}
+				if p.Rate > 0 {
+					last = begun.Add(time.Duration(float64(slot) / p.Rate * float64(time.Second)))
+					if !last.Before(until) {
+						return
+					}
+					time.Sleep(time.Until(last))
+				}
 				if err = next(); err != nil {
 					failed.Store(&err)
 					return
@@ -229,9 +267,8 @@ func run(p plan) (map[string]any, error) {
 	}
 	ready.Wait()
 	begun := time.Now()
-	until := begun.Add(time.Duration(p.Seconds * float64(time.Second)))
 	for range all {
-		start <- until
+		start <- begun
 	}
 	done.Wait()
 	elapsed := time.Since(begun).Seconds()
@@ -249,9 +286,17 @@ func run(p plan) (map[string]any, error) {
 	var usage syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
 	cpu := float64(usage.Utime.Nano()+usage.Stime.Nano()) / 1e9
-	return map[string]any{
+	found := map[string]any{
 		"writes": len(flat), "all_writes": len(flat) + len(all), "seconds": elapsed, "p50_ms": at(0.50), "p99_ms": at(0.99), "load_cpu_s": cpu,
-	}, nil
+	}
+	if p.Times {
+		each := make([]float64, len(flat))
+		for i, took := range flat {
+			each[i] = took.Seconds() * 1000
+		}
+		found["times_ms"] = each
+	}
+	return found, nil
 }
 
 // create makes the replicated stream of the NATS servers, on files, and tells which of them leads it.

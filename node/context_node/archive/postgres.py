@@ -58,6 +58,7 @@ class Postgres:
         """`options` is asked at every `open`, so that a new password needs no restart. It may raise `ArchiveError`."""
         self._options = options
         self._schema = ""
+        self._patience_ms = 0
         self._pool: asyncpg.Pool[Any] | None = None
 
     async def open(self, cluster_id: str, *, only_reads: bool = False) -> None:
@@ -66,6 +67,7 @@ class Postgres:
         await self.close()
         options = self._options()
         self._schema = '"' + options.schema.replace('"', '""') + '"'
+        self._patience_ms = round(1000 * options.command_timeout_s)
         with _told_as_archive_error():
             pool = asyncpg.create_pool(
                 options.dsn,
@@ -77,7 +79,7 @@ class Postgres:
             )
             self._pool = await pool
             try:
-                async with self._pool.acquire() as connection, connection.transaction():
+                async with self._connection() as connection, connection.transaction():
                     if only_reads:
                         self._check_owner(await connection.fetchval(sql.OWNER.format(schema=self._schema)), options.schema, cluster_id)
                     else:
@@ -102,12 +104,16 @@ class Postgres:
     async def ping(self) -> None:
         """Return if Postgres answers. Raises `ArchiveError`."""
         with _told_as_archive_error():
-            async with self._connections().acquire() as connection:
+            async with self._connection() as connection:
                 await connection.execute("SELECT 1")
 
     async def _migrate(self, connection: Any, schema: str, cluster_id: str) -> None:
         await connection.execute("SELECT pg_advisory_xact_lock($1)", ADVISORY_LOCK)
-        await connection.execute(sql.PREPARE.format(schema=self._schema))
+        # Asked for first: `IF NOT EXISTS` needs the right to make what is there already, and nobody has to keep that.
+        if not await connection.fetchval(sql.HAS_SCHEMA, schema):
+            await connection.execute(sql.MAKE_SCHEMA.format(schema=self._schema))
+        if not await connection.fetchval(sql.HAS_META, schema):
+            await connection.execute(sql.MAKE_META.format(schema=self._schema))
         held = dict(await connection.fetch(f"SELECT key, value FROM {self._schema}.meta"))
         self._check_owner(held.get("cluster_id", cluster_id), schema, cluster_id)
         version = int(held.get("version", 0))
@@ -118,6 +124,8 @@ class Postgres:
             )
         for migration in sql.MIGRATIONS[version:]:
             await connection.execute(migration.format(schema=self._schema))
+        if version == len(sql.MIGRATIONS):
+            return
         put = f"INSERT INTO {self._schema}.meta VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
         await connection.executemany(put, [("cluster_id", cluster_id), ("version", str(len(sql.MIGRATIONS)))])
 
@@ -153,23 +161,33 @@ class Postgres:
         one if there is any. Raises `ArchiveError`."""
         statement = (sql.READ_DESCENDING if descending else sql.READ).format(schema=self._schema)
         with _told_as_archive_error():
-            async with self._connections().acquire() as connection:
+            async with self._connection() as connection:
                 rows = await connection.fetch(statement, context_id, incarnation, first, last, bytes_max)
         return [Restored(seq, raw.encode(), message_data(data).info) for seq, raw, data in rows]
 
     @asynccontextmanager
     async def _fenced(self, shard: int, term: int) -> AsyncIterator[Any]:
         with _told_as_archive_error():
-            async with self._connections().acquire() as connection, connection.transaction():
-                await connection.execute(sql.BOUNDS)
-                if await connection.fetchval(sql.RAISE_FENCE.format(schema=self._schema), shard, term) is None:
+            async with self._connection() as connection:
+                transaction = connection.transaction()
+                await transaction.start()
+                if await connection.fetchval(sql.RAISE_FENCE.format(schema=self._schema), shard, term, self._patience_ms) is None:
                     raise Fenced(shard)
                 yield connection
+                await transaction.commit()
 
-    def _connections(self) -> "asyncpg.Pool[Any]":
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        """A connection. One on which something went wrong is dropped at once, which rolls back: a server that does not answer would let
+        whoever asks it to cancel or to roll back wait once more."""
         if self._pool is None:
             raise ArchiveError("closed", "the archive is not connected")
-        return self._pool
+        async with self._pool.acquire(timeout=self._patience_ms / 1000) as connection:
+            try:
+                yield connection
+            except BaseException:
+                connection.terminate()
+                raise
 
 
 class _told_as_archive_error:
@@ -182,7 +200,8 @@ class _told_as_archive_error:
         if error is None or isinstance(error, ArchiveError):
             return
         if isinstance(error, asyncpg.PostgresError):
-            raise ArchiveError(cause_of(error.sqlstate or ""), f"Postgres: {error}") from error
+            # Not its detail, which may quote what was to be written.
+            raise ArchiveError(cause_of(error.sqlstate or ""), f"Postgres: {error.args[0] if error.args else 'no reason given'}") from error
         if isinstance(error, TimeoutError):
             raise ArchiveError("timeout", "Postgres did not answer in time") from error
         if isinstance(error, ssl.SSLError | OSError | asyncpg.InterfaceError):

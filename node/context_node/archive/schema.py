@@ -47,23 +47,19 @@ MIGRATIONS: Final = (
     """,
 )
 
-PREPARE: Final = """
-CREATE SCHEMA IF NOT EXISTS {schema};
-CREATE TABLE IF NOT EXISTS {schema}.meta (key text PRIMARY KEY, value text NOT NULL);
-"""
-
-# A node that hangs or is cut off in the middle of a transaction holds its shard's fence: the server ends it, or its successor would wait.
-# For this transaction only, so that a pooler may stand in between.
-BOUNDS: Final = (
-    "SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL lock_timeout = '30s'; SET LOCAL tcp_keepalives_idle = 10;"
-    " SET LOCAL tcp_keepalives_interval = 5; SET LOCAL tcp_keepalives_count = 2"
-)
+HAS_SCHEMA: Final = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)"
+MAKE_SCHEMA: Final = "CREATE SCHEMA IF NOT EXISTS {schema}"
+HAS_META: Final = "SELECT EXISTS (SELECT FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = 'meta')"
+MAKE_META: Final = "CREATE TABLE IF NOT EXISTS {schema}.meta (key text PRIMARY KEY, value text NOT NULL)"
 
 # The row stays locked until the transaction ends, so that of two leaders of a shard one waits for the other, and the older finds the term
-# of the newer.
+# of the newer. A leader whose machine lost its power in a transaction never says so: the server ends what says nothing, or takes too long,
+# for $3 milliseconds, else the next leader would wait for TCP to find out, by default for two hours.
 RAISE_FENCE: Final = (
-    "INSERT INTO {schema}.fences AS held VALUES ($1, $2) ON CONFLICT (shard) DO UPDATE SET term = excluded.term"
-    " WHERE held.term <= excluded.term RETURNING term"
+    "WITH raised AS (INSERT INTO {schema}.fences AS held VALUES ($1, $2) ON CONFLICT (shard) DO UPDATE SET term = excluded.term"
+    " WHERE held.term <= excluded.term RETURNING term)"
+    " SELECT term, set_config('idle_in_transaction_session_timeout', least($3::bigint, 15000)::text, true),"
+    " set_config('statement_timeout', $3::bigint::text, true) FROM raised"
 )
 
 PUT_MESSAGES: Final = (

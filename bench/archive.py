@@ -1,0 +1,216 @@
+"""What an archive costs the writers, and whether it keeps up: three nodes of ours with Postgres beside them on the same cores and disk.
+
+`peak`: most single appends and most messages in batches of 10 by a closed loop. `pair`: an open loop at half of the peak of single appends,
+then the closed loop again, latencies from when each append was due. Both by turns on two clusters, one with an archive and one without, in
+one go; the archive is let finish before the other's turn. `copy`: `--messages` messages, each with a number of its own, in batches of 10 as
+fast as the nodes take them: how far the archive is behind at the end and until it has all; then every context's export beside its rows,
+byte for byte. `cold` (with `--tail-keep`): a page of 100 of the oldest messages beside one of the newest. Postgres syncs every commit.
+
+    bench/archive.py [peak pair copy cold] [--rounds 8] [--seconds 8] [--connections 64] [--rate 0] [--messages 1000000] [--tail-keep 1000]
+
+Needs Go, which builds the load.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from archive_copy import cold_pages, compare_all, copy_messages, lag_messages, until_archived
+from cluster_systems import BATCH, NODES, PEERS, System, build_peers, ours
+from support.postgres import PostgresServer, postgres_server
+
+SYNCED = ("shared_buffers=256MB", "max_wal_size=4GB")
+"""Postgres as somebody might run it: defaults, but for what a small machine gives it; every commit is synced."""
+
+
+@dataclass
+class Side:
+    """What one cluster's rounds gave in one setting. Times in ms, CPU in cores."""
+
+    rates: list[float] = field(default_factory=list)
+    p50_ms: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+    all_ms: list[float] = field(default_factory=list)
+    node_cores: list[float] = field(default_factory=list)
+    postgres_cores: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Pair:
+    """A cluster with an archive and one without, and the Postgres of the first."""
+
+    on: System
+    off: System
+    postgres: PostgresServer
+
+
+# --- processes --------------------------------------------------------------------------------------------------------------
+
+
+def cpu_of_tree_s(pid: int) -> float:
+    """CPU seconds of a server and its children, those that ended too."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            number, rest = path.parent.name, path.read_text().rsplit(")", 1)[1].split()
+            if int(number) == pid:
+                total += sum(map(int, rest[11:15]))
+            elif int(rest[1]) == pid:
+                total += sum(map(int, rest[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def archiving(folder: Path, postgres: PostgresServer, *settings: str) -> Iterator[System]:
+    """Three nodes with an archive."""
+    folder.mkdir()
+    uri = folder / "uri"
+    uri.write_text(postgres.dsn)
+    with ours(folder, "--archive-postgres-file", str(uri), *settings) as system:
+        until_archived(system)
+        yield system
+
+
+@contextlib.contextmanager
+def both(folder: Path) -> Iterator[Pair]:
+    (folder / "without").mkdir()
+    with postgres_server(*SYNCED) as postgres, archiving(folder / "with", postgres) as on, ours(folder / "without") as off:
+        yield Pair(on, off, postgres)
+
+
+# --- rounds -----------------------------------------------------------------------------------------------------------------
+
+
+def load(system: System, work: str, connections: int, seconds: float, rate: float = 0.0, **more: Any) -> dict[str, Any]:
+    """One run of the load on the nodes that lead. `rate`: writes a second of an open loop. Raises SystemExit for a write that failed."""
+    asked = [place for place in range(NODES) if system.leading[place]]
+    plan = {
+        "kind": "http",
+        "targets": [system.targets[place] for place in asked],
+        "keys": [system.leading[place] for place in asked],
+        "body": system.bodies[work],
+        "connections": connections,
+        "seconds": seconds,
+        "rate": rate,
+        "times": True,
+        **more,
+    }
+    done = subprocess.run([str(PEERS / "load")], input=json.dumps(plan), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"a write failed: {done.stderr.strip()[:300]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def one_round(pair: Pair, system: System, work: str, connections: int, seconds: float, rate: float, into: Side) -> None:
+    before, postgres_before = system.cpu_s(), cpu_of_tree_s(pair.postgres.pid)
+    found = load(system, work, connections, seconds, rate)
+    behind = lag_messages(system)
+    into.node_cores.append((system.cpu_s() - before) / found["seconds"])
+    into.postgres_cores.append((cpu_of_tree_s(pair.postgres.pid) - postgres_before) / found["seconds"])
+    into.rates.append((BATCH if work == "batch" else 1) * found["writes"] / found["seconds"])
+    into.p50_ms.append(found["p50_ms"])
+    into.p99_ms.append(found["p99_ms"])
+    into.all_ms += found["times_ms"]
+    if behind:
+        # What is left of this turn is not the other's to bear.
+        until_archived(system)
+
+
+def rounds(pair: Pair, work: str, options: argparse.Namespace, rate: float = 0.0) -> tuple[Side, Side]:
+    """Both clusters by turns; the first turn of each is a warm-up, and which is first changes."""
+    on, off = Side(), Side()
+    for number in range(options.rounds + 1):
+        turns = [(pair.on, on), (pair.off, off)]
+        for system, side in turns if number % 2 else reversed(turns):
+            one_round(pair, system, work, options.connections, options.seconds, rate, side if number else Side())
+    return on, off
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+def report(what: str, unit: str, on: Side, off: Side) -> None:
+    print(f"\n{what}")
+    for name, side in (("archive on", on), ("archive off", off)):
+        print(
+            f"  {name:<11} {statistics.median(side.rates):>7,.0f} {unit}   p50 {quantile(side.all_ms, 0.5):6.2f} ms   "
+            f"p99 {quantile(side.all_ms, 0.99):6.2f} ms [rounds {min(side.p99_ms):.1f} to {max(side.p99_ms):.1f}]   "
+            f"nodes {statistics.median(side.node_cores):.2f} cores   Postgres {statistics.median(side.postgres_cores):.2f}"
+        )
+    ratios = [one / other for one, other in zip(on.p99_ms, off.p99_ms, strict=True)]
+    print(
+        f"  on / off: rate {statistics.median(on.rates) / statistics.median(off.rates):.2f}   "
+        f"p50 {quantile(on.all_ms, 0.5) / quantile(off.all_ms, 0.5):.2f}   "
+        f"p99 {quantile(on.all_ms, 0.99) / quantile(off.all_ms, 0.99):.2f}   "
+        f"(median of the rounds' own {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f})",
+        flush=True,
+    )
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------------
+
+
+def cost(folder: Path, parts: list[str], options: argparse.Namespace) -> None:
+    with both(folder) as pair:
+        rate = options.rate
+        if "peak" in parts or not rate:
+            on, off = rounds(pair, "single", options)
+            report(f"single appends as fast as they go, {options.connections} connections", "writes/s", on, off)
+            rate = rate or statistics.median(off.rates) / 2
+        if "peak" in parts:
+            on, off = rounds(pair, "batch", options)
+            report(f"batches of {BATCH} as fast as they go, {options.connections} connections", "messages/s", on, off)
+        if "pair" in parts:
+            on, off = rounds(pair, "single", options, rate)
+            why = "as asked for" if options.rate else "half of the peak without an archive"
+            report(f"single appends, {rate:,.0f} due each second ({why})", "writes/s", on, off)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=["peak", "pair", "copy", "cold", []], help="which (peak, pair, copy)")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each cluster in each setting (8)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of one turn (8)")
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=0.0, help="of the open loop, writes a second (half of the peak that is measured)")
+    parser.add_argument("--messages", type=int, default=1_000_000, help="to be copied and compared (1,000,000)")
+    parser.add_argument(
+        "--tail-keep", type=int, help="the nodes keep so many of a context's newest messages, and read the rest from Postgres"
+    )
+    options = parser.parse_args()
+    parts = options.parts or ["peak", "pair", "copy", *(["cold"] if options.tail_keep is not None else [])]
+    build_peers("load")
+    print(f"load average at the start: {', '.join(f'{one:.2f}' for one in os.getloadavg())} on {os.cpu_count()} cores", flush=True)
+    with tempfile.TemporaryDirectory(prefix="bench-archive-") as name:
+        folder = Path(name)
+        if "peak" in parts or "pair" in parts:
+            cost(folder, parts, options)
+        if "copy" in parts or "cold" in parts:
+            tail = [] if options.tail_keep is None else ["--archive-tail-keep", str(options.tail_keep)]
+            with postgres_server(*SYNCED) as postgres, archiving(folder / "copying", postgres, *tail) as system:
+                count = copy_messages(system, options, load, lambda: cpu_of_tree_s(postgres.pid))
+                is_equal = compare_all(system, postgres.dsn, count)
+                if "cold" in parts:
+                    cold_pages(system)
+                if not is_equal:
+                    return 1
+    print(f"\nload average at the end: {', '.join(f'{one:.2f}' for one in os.getloadavg())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
