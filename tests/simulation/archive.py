@@ -52,7 +52,7 @@ class SimulatedPostgres:
         self.holders: dict[int, _Transaction] = {}
 
     def heal(self) -> None:
-        self.is_away, self.lost_share = False, 0.0
+        self.is_away, self.lost_share, self.trip_s = False, 0.0, 0.001
 
     def put(self, messages: list[ArchivedMessage], contexts: list[ArchivedContext]) -> None:
         judge = self.judge

@@ -88,7 +88,7 @@ def _simulate(seed: int, events: int, tell: Callable[[str], None] | None) -> See
 
 def _unraisable(what: "sys.UnraisableHookArgs") -> None:
     """What connections and coroutines of dead processes say when they are let go is of no interest; anything else is told as ever."""
-    if "no power" not in str(what.exc_value) and "event loop" not in str(what.exc_value):
+    if not any(each in str(what.exc_value) for each in ("no power", "event loop", "ignored GeneratorExit")):
         sys.__unraisablehook__(what)
 
 

@@ -4,6 +4,8 @@ import asyncio
 from typing import Any
 
 from context_node.raft import MessageKind, peek_message
+from context_node.runtime.databases import DiskFull
+from context_node.runtime.engine import Engine
 from simulation.faults import Faults
 from simulation.judge import Judge
 from simulation.network import SimulatedTransport
@@ -42,5 +44,37 @@ def test_a_snapshot_whose_announcement_was_lost_is_announced_again() -> None:
         await world.until(lambda: is_whole(world, judge, faults), 60, "LIVENESS", lambda: picture(world))
 
     # Of a few seeds: which replicas need a snapshot depends on the chances of each.
+    for seed in (1, 2, 3):
+        tell(story, seed)
+
+
+def test_a_snapshot_stays_where_the_disk_fills_up_just_after_the_log_named_it() -> None:
+    """The switch is committed, and before that is told another commit finds the disk full: the node starts over with what the log names."""
+
+    async def story(world: World, judge: Judge, faults: Faults) -> None:
+        victim = world.lives[2]
+        victim.lose_process()
+        await asyncio.sleep(2)
+        await write(world, 60)
+        await faults._checkpoint()
+        await asyncio.sleep(1)
+        finish = Engine.log_job
+        failed: list[Engine] = []
+
+        async def finish_and_fail(engine: Engine, job: Any) -> None:
+            await finish(engine, job)
+            if victim.node is not None and engine is victim.node.engine and not failed:
+                failed.append(engine)
+                victim.excuse = "its disk was filled"
+                engine.fail(DiskFull("log.db", "commit", "no space"))
+
+        Engine.log_job = finish_and_fail  # type: ignore[method-assign]
+        try:
+            victim.start()
+            await world.until(lambda: bool(failed), 60, "STORY", lambda: "no snapshot was installed")
+        finally:
+            Engine.log_job = finish  # type: ignore[method-assign]
+        await world.until(lambda: is_whole(world, judge, faults), 60, "LIVENESS", lambda: picture(world))
+
     for seed in (1, 2, 3):
         tell(story, seed)

@@ -275,6 +275,7 @@ class Holdings:
             if status.term >= manifest.term:
                 # A replica never forgets a vote (I2).
                 hard_state = HardState(status.term, status.vote, manifest.index)
+        incoming.is_named = True
         engine.remove(old, "This replica is being replaced by a snapshot; try again shortly.")
         engine.with_log(lambda log: log.install(manifest.shard, replica_id, generation, hard_state, manifest.index, manifest.term))
         # Comes after the commit that holds the switch.

@@ -109,6 +109,8 @@ class Incoming:
     def __init__(self, manifest: Manifest, path: str, options: StateOptions) -> None:
         self.manifest = manifest
         self.path = path
+        self.is_named = False
+        """Whether the log may name it, by a commit whose outcome nobody has to know: it must stay then, and the next start decides."""
         self._options = options
         self._partial = path + ".partial"
         self._missing = set(range(len(manifest.checksums)))
@@ -150,8 +152,8 @@ class Incoming:
         disk.sync_directory(os.path.dirname(self.path))
 
     def discard(self) -> None:
-        """Remove what was received. May be repeated; not after the log names it."""
-        for path in (self._partial, self.path):
+        """Remove what was received, unless the log may name it. May be repeated."""
+        for path in (self._partial,) if self.is_named else (self._partial, self.path):
             remove_database(path, self._options.disk)
 
 
