@@ -1,6 +1,10 @@
 """What was trimmed is read from Postgres, and nobody notices: pages, tails, exports, streams, pins and rebuilt windows (H6)."""
 
 import asyncio
+import json
+import signal
+import urllib.error
+import urllib.request
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,9 +15,13 @@ import pytest
 from context_node.contexts.refusals import ArchiveUnavailable, ContextNotFound, Refusal
 from context_node.contexts.requests import Append, Compact, PolicyChoice, PutContext
 from context_node.runtime import histories
+from support.archive_calls import archived, history, metric
 from support.archived_nodes import ArchivedNode, archived_node, shown
+from support.cluster_calls import call
+from support.contextstore_process import running_node
 from support.postgres import PostgresServer
 from support.running_nodes import NodeLife, append, life, message, run
+from support.waiting import wait_until
 
 TALKS = ("talk-a", "talk-b", "talk-c")
 
@@ -241,3 +249,35 @@ def test_a_setting_that_is_new_trims_what_was_archived_before(dsn: str, tmp_path
             assert len((await node.service.page("talk", 1, 30, False)).messages) == 30
 
     run(check())
+
+
+def test_clients_are_told_what_cannot_be_read_now(own: PostgresServer, tmp_path: Path) -> None:
+    words = ("--archive-flush-s", "0.05", "--archive-tail-keep", "2")
+    with running_node(tmp_path / "data", *words, CONTEXTSTORE_ARCHIVE_POSTGRES=own.dsn) as node:
+        url = f"{node.url}/v1/contexts/talk"
+        assert call(url, "PUT", {"policy": {"strategy": "last_n", "config": {"limit": 2}}})[0] == 201
+        for number in range(20):
+            assert call(f"{url}/messages", "POST", {"messages": [{"role": "user", "content": f"message {number}"}]})[0] == 201
+        wait_until(lambda: metric(node, "archive_trimmed_messages_total") == 18, "everything to be trimmed")
+        whole = history(node, "talk")
+        assert whole == archived(own.dsn, "talk")
+        own.stop()
+        # Another context's reads empty the memory of what was read: here a restart does.
+        node.send(signal.SIGKILL)
+        node.wait_end()
+    with running_node(tmp_path / "data", *words, CONTEXTSTORE_ARCHIVE_POSTGRES=own.dsn) as node:
+        url = f"{node.url}/v1/contexts/talk"
+        for path in ("messages?from_seq=1", "tail?limit=5", "export"):
+            with pytest.raises(urllib.error.HTTPError) as refusal:
+                urllib.request.urlopen(f"{url}/{path}", timeout=30)
+            problem = json.loads(refusal.value.read())
+            assert (refusal.value.code, problem["error"]) == (503, "archive_unavailable")
+            assert int(refusal.value.headers["Retry-After"]) >= 1
+            assert "the window and writes go on" in problem["message"]
+            assert problem["details"]["last_seq"] <= 20
+        assert call(f"{url}/messages?from_seq=19")[0] == 200
+        assert call(f"{url}/context")[0] == 200
+        assert call(f"{url}/messages", "POST", {"messages": [{"role": "user", "content": "more"}]})[0] == 201
+        own.start()
+        wait_until(lambda: call(f"{url}/messages?from_seq=1")[0] == 200, "Postgres to be read again", 30.0)
+        assert history(node, "talk")[:20] == whole

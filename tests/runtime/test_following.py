@@ -148,7 +148,6 @@ def test_an_export_from_a_node_without_the_shard_has_the_same_bytes(tmp_path: Pa
             await collected(outsider.service.export("nobody"))
         # A purge in the middle ends it, also when another context takes the id.
         chunks = outsider.service.export("c")
-        assert await anext(chunks) == b""
         assert (await anext(chunks)).count(b"\n") == 7
         await outsider.service.purge_context("c")
         for number in range(30):

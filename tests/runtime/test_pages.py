@@ -153,7 +153,6 @@ def test_an_export_of_a_purged_context_ends(tmp_path: Path, monkeypatch: pytest.
         node = await life(tmp_path).start()
         await append(node.service, "c", *["x"] * 100)
         export = node.service.export("c")
-        assert await anext(export) == b""
         first = await anext(export)
         assert 1 < len(first.splitlines()) < 20
         await node.service.purge_context("c")

@@ -81,7 +81,10 @@ def _simulate(seed: int, events: int, tell: Callable[[str], None] | None) -> See
         error.add_note(f"seed {seed}, event {loop.events}")
         raise
     finally:
-        world.close()
+        with warnings.catch_warnings():
+            # Coroutines that a dead process was to run.
+            warnings.simplefilter("ignore")
+            world.close()
     seen.events, seen.trace, seen.marks, seen.simulated_s = loop.events, loop.trace, judge.marks, loop.time() - BEGIN_S
     return seen
 

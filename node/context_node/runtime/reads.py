@@ -173,13 +173,13 @@ class Reads:
         return Page(list(reversed(page.messages)), last_seq, page.next_seq)
 
     def export(self, context_id: str) -> AsyncIterator[bytes]:
-        """The whole history as JSON Lines, in chunks; what is appended meanwhile is not in it."""
+        """The whole history as JSON Lines, in chunks; what is appended meanwhile is not in it. A refusal comes instead of the first chunk,
+        also where that would have to come from the archive."""
         return self._export(context_id)
 
     async def _export(self, context_id: str) -> AsyncIterator[bytes]:
         replica, context = await self._context(context_id)
         ordinal, last_seq, first = context.ordinal, context.head.last_seq, 1
-        yield b""
         while first <= last_seq:
             if replica.failure is not None:
                 raise Unavailable(replica.failure)

@@ -149,7 +149,6 @@ class RoutedService:
         """As `Reads.export`, page by page. A context that was purged meanwhile ends it, also if another has taken its id."""
         view = await self.get_context(context_id)
         first, last_seq = 1, view.last_seq
-        yield b""
         while first <= last_seq:
             try:
                 page = await self.page(context_id, first, min(EXPORT_MESSAGES, last_seq - first + 1), False)
