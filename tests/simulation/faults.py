@@ -263,12 +263,15 @@ class Faults:
         self.judge.mark("a disk was lost")
 
     def _is_whole(self) -> bool:
-        """Whether each shard's voters are all there and none is behind: then losing any one loses nothing."""
+        """Whether each shard's voters are all there and none is behind, nor would be after a power cut: then losing any one loses nothing.
+        A configuration counts from where it was applied (raft-rs): a member whose disk does not know yet that the newest is committed
+        would begin again with the one before, and might need the lost one for its majority."""
         committed = {shard: index for shard, (index, _) in self.judge.committed.items()}
         held: dict[int, int] = {}
         for life in self.world.lives:
             for replica in life.replicas:
-                if replica.failure is None and replica.group.commit >= committed.get(replica.shard, 0) and not replica.members.joint:
+                is_here = replica.failure is None and not replica.members.joint and replica.group.commit >= committed.get(replica.shard, 0)
+                if is_here and self.judge.durable_commit(life, replica) >= self.judge.newest_members(replica.shard):
                     held[replica.shard] = held.get(replica.shard, 0) + (replica.group.replica_id in replica.members.voters)
         return all(held.get(shard, 0) >= FACTOR for shard in committed)
 

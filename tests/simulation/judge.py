@@ -84,6 +84,19 @@ class Judge:
             found = self.disks[store] = DiskModel(owner.name if owner else "?")
         return found
 
+    def durable_commit(self, life: Any, replica: Replica) -> int:
+        """Up to where a replica would know after a power cut that entries are committed."""
+        if life.node is None or life.node.log is None:
+            return 0
+        disk = self.disk(life.node.log)
+        model = disk.shards.get(replica.shard)
+        return max(0 if model is None else model.commit, disk.state_index.get(replica.store.path, 0))
+
+    def newest_members(self, shard: int) -> int:
+        """The entry of a shard's newest configuration."""
+        known = self.members.get(shard)
+        return known[-1][0] if known else 0
+
     def recovered(self, log: LogStore, shards: dict[int, Any]) -> None:
         """A start must find exactly what was committed; of a COMMIT that power was lost in, all or nothing (H1, P2)."""
         disk = self.disk(log)

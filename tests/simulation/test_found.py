@@ -11,7 +11,7 @@ from simulation.judge import Judge
 from simulation.network import SimulatedTransport
 from simulation.run import is_whole, picture
 from simulation.stories import tell, write
-from simulation.world import World, decode_raft
+from simulation.world import SHARDS, World, decode_raft
 
 
 def test_a_snapshot_whose_announcement_was_lost_is_announced_again() -> None:
@@ -75,6 +75,30 @@ def test_a_snapshot_stays_where_the_disk_fills_up_just_after_the_log_named_it() 
         finally:
             Engine.log_job = finish  # type: ignore[method-assign]
         await world.until(lambda: is_whole(world, judge, faults), 60, "LIVENESS", lambda: picture(world))
+
+    for seed in (1, 2, 3):
+        tell(story, seed)
+
+
+def test_a_configuration_counts_after_a_power_cut_of_all_although_one_disk_is_lost_in_it() -> None:
+    """A configuration holds from where it was applied, and a quiet group's commit index may never have been written since: its members
+    would begin again with the configuration before, and need the lost one for a majority."""
+
+    async def story(world: World, judge: Judge, faults: Faults) -> None:
+        await asyncio.sleep(2)
+        await faults._lose_disk()
+        lost = next(life for life in world.lives if "." in life.name)
+        others = [life for life in world.lives if life is not lost]
+        for life in others:
+            life.lose_power()
+        for life in others:
+            life.start()
+
+        def are_led() -> bool:
+            leading = [replica.shard for life in others for replica in life.replicas if replica.failure is None and replica.group.is_leader]
+            return len(set(leading)) == SHARDS + 1
+
+        await world.until(are_led, 60, "LIVENESS", lambda: picture(world))
 
     for seed in (1, 2, 3):
         tell(story, seed)

@@ -96,6 +96,9 @@ class Replica:
         self.durable_index = applied_index
         self.durable_term = applied_term
         self._take_members(conf_state)
+        self.members_index = applied_index
+        """The entry of the newest configuration, as far as it was applied in this life. It counts after a crash only if it is known to be
+        committed by then, so that upkeep makes it durable soon."""
         self.is_queued = False
         # Held while the database's files are scrubbed: a flush would find it locked.
         self.storing = asyncio.Lock()
@@ -290,6 +293,7 @@ class Replica:
             pending = self._pending.get(index)
             if kind != EntryKind.NORMAL:
                 self._take_members(self.group.apply_conf_change(index))
+                self.members_index = index
             elif data:
                 self._apply_command(index, term, data, pending)
             self.applied_index, self.applied_term = index, term

@@ -115,7 +115,7 @@ class Upkeep:
             stored += replica.stored_index
             durable += replica.durable_index
             last += replica.group.last_index
-            self._has_changes |= replica.stored_index < replica.applied_index
+            self._has_changes |= replica.stored_index < replica.applied_index or replica.durable_index < replica.members_index
         return applied, stored, durable, last
 
     def _loaded(self) -> int:
@@ -151,7 +151,8 @@ class Upkeep:
         total = self._watch_log()
         for size, _, replica in sizes:
             is_long = size > limits.log_bytes_per_shard_max and replica.would_shrink(self._kept_max(total))
-            if is_long or total > limits.log_bytes_max or replica.store.wants_checkpoint:
+            has_new_members = replica.durable_index < replica.members_index
+            if is_long or total > limits.log_bytes_max or replica.store.wants_checkpoint or has_new_members:
                 await self.checkpoint(replica)
                 total = self._watch_log()
 
