@@ -14,8 +14,8 @@ from context_node.contexts.context import Context, Head, IdRow
 from context_node.runtime.histories import hot_rows
 from context_node.runtime.replica import Replica
 
-TRIMMED_AT_ONCE = 10_000
-"""So many messages leave the hot store with one batch at most: a setting that is new may concern millions."""
+TRIMMED_AT_ONCE = 2_000
+"""So many messages leave the hot store with one batch at most: a setting that is new may concern millions, and others wait while they go."""
 
 
 @dataclass(frozen=True, slots=True)
