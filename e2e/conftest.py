@@ -49,6 +49,15 @@ def next_image(image: str, environment: Environment) -> str:
     return found
 
 
+@pytest.fixture(scope="session")
+def postgres_image(image: str, environment: Environment) -> str:
+    """An image of Postgres, for the archive."""
+    found = environment.postgres_image()
+    if not found:
+        pytest.skip("no image of Postgres: set E2E_POSTGRES_IMAGE to one made as e2e/postgres_pod.py has it")
+    return found
+
+
 @pytest.fixture
 def faults(image: str, environment: Environment) -> Faults:
     """What can happen to machines."""

@@ -9,11 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Protocol
 
 from faults import Faults, KindFaults, LocalkubeFaults
 from kubernetes_cli import Failed, run, use
+from postgres_pod import image_context
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCALKUBE = ROOT / "e2e" / "localkube" / "localkube.py"
@@ -29,11 +31,13 @@ class Unavailable(Exception):
 
 
 class Environment(Protocol):
-    """`up` gives the image's name on the cluster; `next_image` that of a newer version, empty if there is none."""
+    """`up` gives the image's name on the cluster; `next_image` that of a newer version, `postgres_image` one made as `postgres_pod.py` has
+    it; they are empty if there is none."""
 
     def up(self) -> str: ...
     def down(self) -> None: ...
     def next_image(self) -> str: ...
+    def postgres_image(self) -> str: ...
     def faults(self) -> Faults | None: ...
 
 
@@ -51,7 +55,8 @@ def chosen() -> Environment:
 
 
 class Given:
-    """A cluster that is there. It must be able to pull `$E2E_IMAGE`, and `$E2E_NEXT_IMAGE` for the test of a rolling upgrade."""
+    """A cluster that is there. It must be able to pull `$E2E_IMAGE`, `$E2E_NEXT_IMAGE` for the test of a rolling upgrade, and
+    `$E2E_POSTGRES_IMAGE` for that of the archive."""
 
     def up(self) -> str:
         return os.environ.get("E2E_IMAGE", "contextstore:dev")
@@ -62,6 +67,9 @@ class Given:
     def next_image(self) -> str:
         return os.environ.get("E2E_NEXT_IMAGE", "")
 
+    def postgres_image(self) -> str:
+        return os.environ.get("E2E_POSTGRES_IMAGE", "")
+
     def faults(self) -> Faults | None:
         return None
 
@@ -69,7 +77,7 @@ class Given:
 class Kind:
     """kind (https://kind.sigs.k8s.io) with a control plane and three workers, each a zone of its own."""
 
-    NAME, IMAGE, NEXT = "contextstore-e2e", "contextstore:dev", "contextstore:next"
+    NAME, IMAGE, NEXT, POSTGRES = "contextstore-e2e", "contextstore:dev", "contextstore:next", "contextstore-postgres:dev"
 
     def up(self) -> str:
         run("docker", "build", "--tag", self.IMAGE, str(ROOT), timeout_s=1800)
@@ -91,6 +99,12 @@ class Kind:
         run("kind", "load", "docker-image", self.NEXT, "--name", self.NAME, timeout_s=300)
         return self.NEXT
 
+    def postgres_image(self) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            run("docker", "build", "--tag", self.POSTGRES, str(image_context(Path(folder) / "postgres", self.IMAGE)), timeout_s=600)
+        run("kind", "load", "docker-image", self.POSTGRES, "--name", self.NAME, timeout_s=300)
+        return self.POSTGRES
+
     def faults(self) -> Faults | None:
         return KindFaults(f"{self.NAME}-control-plane")
 
@@ -98,7 +112,7 @@ class Kind:
 class Localkube:
     """The local Kubernetes: made for the run, with tools that are compiled once and kept in `$LOCALKUBE_WORK` (~/.cache/localkube)."""
 
-    IMAGE, NEXT = "localhost/contextstore:dev", "localhost/contextstore:next"
+    IMAGE, NEXT, POSTGRES = "localhost/contextstore:dev", "localhost/contextstore:next", "localhost/contextstore-postgres:dev"
 
     def up(self) -> str:
         if os.geteuid():
@@ -125,6 +139,12 @@ class Localkube:
         folder.mkdir(exist_ok=True)
         localkube("load-image", localkube("build-image", "--tag", self.NEXT, "--file", str(dockerfile), str(folder)).splitlines()[-1])
         return self.NEXT
+
+    def postgres_image(self) -> str:
+        folder = image_context(self._work / "postgres", self.IMAGE)
+        built = localkube("build-image", "--tag", self.POSTGRES, "--file", str(folder / "Dockerfile"), str(folder))
+        localkube("load-image", built.splitlines()[-1])
+        return self.POSTGRES
 
     def faults(self) -> Faults | None:
         return LocalkubeFaults(localkube)
