@@ -44,6 +44,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tls": {"mode": "Sometimes"}}, "Unsupported value"),
     ({"tls": {"mode": "SelfSigned", "hosts": ["not a name"]}}, "spec.tls.hosts"),
     ({"config": {"tls_ca_file": "/x"}}, "sets itself"),
+    ({"archive": {"tailKeep": 100}}, "needs archive.postgres"),
+    ({"archive": {"postgres": {"secretRef": {"name": "pg"}}, "tailKeep": -1}}, "spec.archive.tailKeep"),
 ]
 
 
