@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from context_node.contexts.refusals import ArchiveUnavailable, ContextNotFound, Refusal
+from context_node.contexts.refusals import ArchiveUnavailable, ContextNotFound, Refusal, Unavailable
 from context_node.contexts.requests import Append, Compact, PolicyChoice, PutContext
 from context_node.runtime import histories
 from support.archive_calls import archived, history, metric
@@ -281,3 +281,27 @@ def test_clients_are_told_what_cannot_be_read_now(own: PostgresServer, tmp_path:
         own.start()
         wait_until(lambda: call(f"{url}/messages?from_seq=1")[0] == 200, "Postgres to be read again", 30.0)
         assert history(node, "talk")[:20] == whole
+
+
+def test_a_shard_that_leaves_the_node_while_the_archive_is_asked_is_unavailable(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check() -> None:
+        async with archived_node(tmp_path, dsn, tail_keep=5) as node:
+            await filled(node)
+            replica = node.life.node.shards.replica_of("talk")
+            read = node.cold.read
+
+            async def leave(*arguments: Any, **named: Any) -> Any:
+                found = await read(*arguments, **named)
+                replica.fail("This shard moves; try again shortly.")
+                replica.store.close()
+                return found
+
+            monkeypatch.setattr(node.cold, "read", leave)
+            with pytest.raises(Unavailable, match="This shard moves"):
+                await node.service.page("talk", 1, 30, False)
+            with pytest.raises(Unavailable, match="This shard moves"):
+                [chunk async for chunk in node.service.export("talk")]
+
+    run(check())

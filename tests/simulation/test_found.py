@@ -68,7 +68,7 @@ def test_a_snapshot_stays_where_the_disk_fills_up_just_after_the_log_named_it() 
                 victim.excuse = "its disk was filled"
                 engine.fail(DiskFull("log.db", "commit", "no space"))
 
-        Engine.log_job = finish_and_fail  # type: ignore[method-assign]
+        Engine.log_job = finish_and_fail  # type: ignore[assignment]
         try:
             victim.start()
             await world.until(lambda: bool(failed), 60, "STORY", lambda: "no snapshot was installed")

@@ -15,7 +15,7 @@ from context_node.runtime.histories import hot_rows
 from context_node.runtime.replica import Replica
 
 TRIMMED_AT_ONCE = 2_000
-"""So many messages leave the hot store with one batch at most: a setting that is new may concern millions, and others wait while they go."""
+"""So many messages leave the hot store with one batch at most: a setting that is new may concern millions, and all wait while they go."""
 
 
 @dataclass(frozen=True, slots=True)

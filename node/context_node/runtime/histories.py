@@ -10,7 +10,7 @@ from typing import Protocol
 
 from context_node.contexts.commands import Restored
 from context_node.contexts.context import Context
-from context_node.contexts.refusals import ArchiveUnavailable
+from context_node.contexts.refusals import ArchiveUnavailable, Unavailable
 from context_node.runtime.replica import Replica
 
 ROWS_PER_READ = 100
@@ -58,7 +58,7 @@ class Histories:
                 low, high = (
                     (max(first, last - ROWS_PER_READ + 1), last) if descending else (first, min(cold_seq, last, first + ROWS_PER_READ - 1))
                 )
-                cold = await self._cold(present, low, high, descending=descending)
+                cold = await self._cold(replica, present, low, high, descending=descending)
                 piece: Iterator[tuple[int, bytes]] = ((one.seq, one.body) for one in cold)
                 present = replica.context(context.id)
             elif descending:
@@ -88,14 +88,18 @@ class Histories:
             if first > cold_seq:
                 return found + [Restored(*row) for row in replica.store.messages(context.ordinal, [(first, last)])]
             high = min(cold_seq, first + ROWS_PER_READ - 1)
-            found += await self._cold(present, first, high)
+            found += await self._cold(replica, present, first, high)
             first = found[-1].seq + 1
         return found
 
-    async def _cold(self, context: Context, first: int, last: int, *, descending: bool = False) -> list[Restored]:
+    async def _cold(self, replica: Replica, context: Context, first: int, last: int, *, descending: bool = False) -> list[Restored]:
         if self.cold is None:
             raise ArchiveUnavailable(NO_ARCHIVE.format(first=first, last=last), first_seq=first, last_seq=last)
-        return await self.cold.read(context.id, context.head.incarnation, first, last, descending=descending)
+        found = await self.cold.read(context.id, context.head.incarnation, first, last, descending=descending)
+        if replica.failure is not None:
+            # It was closed meanwhile: what else there is of the history cannot be read from it.
+            raise Unavailable(replica.failure, retry_after_s=1)
+        return found
 
 
 def hot_rows(replica: Replica, context: Context, first: int, last: int) -> Iterator[Restored]:
