@@ -112,6 +112,8 @@ async def compared(client: Client, archive: ArchiveReader, context_id: str, inca
         async with client.stream(context_path(context_id) + "/export") as content:
             rows = archived_bodies(archive, context_id, incarnation, upto)
             async for line in lines(content.iter_any()):
+                if result.messages == upto:
+                    continue  # newer ones; read to its end the connection can be used again
                 result.messages += 1
                 result.size_bytes += len(line)
                 body = await anext(rows, None)
@@ -119,8 +121,8 @@ async def compared(client: Client, archive: ArchiveReader, context_id: str, inca
                     result.missing.add(result.messages, result.messages)
                 elif body != line:
                     result.differing.add(result.messages, result.messages)
-                if result.messages == upto:
-                    return result
+        if result.messages == upto:
+            return result
         raise GaveUp(f"the cluster gave {result.messages} messages of {upto}")
 
     return await repeated(client, once)

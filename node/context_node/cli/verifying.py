@@ -19,8 +19,11 @@ from context_node.cli.progress import Progress
 
 LIST_LIMIT = 200
 FINDINGS_MAX = 1_000
-AGAIN_TIMES, AGAIN_S = 5, 1.0
-"""A purge reaches the archive a moment later: what seems left over is looked at again so often before it is said."""
+AGAIN_S = 3.0
+"""A purge reaches the archive a moment later: what seems left over is looked at again so long after before it is said."""
+
+SUSPECTS_MAX = 10_000
+"""So many are looked at again. Where there are more it is no purge that is under way."""
 
 LATE = "not archived yet"
 
@@ -56,6 +59,7 @@ class Verifier:
         self.report = VerifyReport()
         self._client, self._archive, self._progress = client, archive, progress
         self._concurrency = concurrency
+        self._suspects: list[ContextRow] = []
 
     async def run(self, prefix: str) -> VerifyReport:
         """Compare every context whose id begins with `prefix`. Raises `Refused`, `GaveUp`, `ArchiveError`."""
@@ -71,6 +75,7 @@ class Verifier:
                     tasks.create_task(self._one(view, archived, free))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        await self._left_over()
         return self.report
 
     async def _views(self, prefix: str) -> AsyncGenerator[dict[str, Any], None]:
@@ -88,8 +93,10 @@ class Verifier:
         try:
             own = None if view is None else int(view["incarnation"])
             for row in rows:
-                if row.incarnation != own:
-                    await self._left_over(row)
+                if row.incarnation != own and len(self._suspects) < SUSPECTS_MAX:
+                    self._suspects.append(row._replace(record=None))
+                elif row.incarnation != own:
+                    self._say_left_over(row)
             if view is not None:
                 await self._context(view)
         finally:
@@ -104,15 +111,19 @@ class Verifier:
         if len(self.report.findings) < FINDINGS_MAX:
             self.report.findings.append(Finding(kind, context_id, what))
 
-    async def _left_over(self, row: ContextRow) -> None:
-        """A context of the archive that the cluster did not list: made since, or purged and about to be erased, or really left over."""
-        for _ in range(AGAIN_TIMES):
+    async def _left_over(self) -> None:
+        """Contexts of the archive that the cluster did not list: made since, or purged and erased by now, or really left over."""
+        if not self._suspects:
+            return
+        await asyncio.sleep(AGAIN_S)
+        for row in self._suspects:
             if await self._archive.mark(row.id, row.incarnation) is None:
-                return
+                continue
             found = await self._client.call("GET", context_path(row.id), missing_ok=True)
-            if found.body is not None and int(found.body["incarnation"]) == row.incarnation:
-                return
-            await asyncio.sleep(AGAIN_S)
+            if found.body is None or int(found.body["incarnation"]) != row.incarnation:
+                self._say_left_over(row)
+
+    def _say_left_over(self, row: ContextRow) -> None:
         self._found("left over", row.id, f"incarnation {row.incarnation}, {row.archived_seq:,} messages: not in the cluster")
 
     async def _context(self, view: dict[str, Any]) -> None:
