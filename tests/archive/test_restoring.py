@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from context_node.archive import schema
 from support.archived_nodes import QUICK, ask, context_ids, fill, history, query, shown, text, wait_archived
-from support.cluster_calls import call
+from support.cluster_calls import FAST, call
 from support.clusters import free_port
 from support.contextstore_process import COMMAND, RunningNode, clean_environment, run_command, running_node
 from support.postgres import PostgresServer
@@ -317,3 +318,33 @@ def test_a_key_without_the_scope_admin_ends_it(lost: Lost, tmp_path: Path) -> No
         )
     assert done.returncode == 1
     assert b"admin" in done.stderr
+
+
+def test_any_node_of_a_cluster_takes_it_and_replicas_agree(lost: Lost, tmp_path: Path) -> None:
+    """Three nodes, asked through one that leads little; the replicas of every shard are the same afterwards (W5)."""
+    secret = tmp_path / "secret"
+    assert run_command("cluster", "init", str(secret)).returncode == 0
+    first = free_port()
+
+    def words(name: str) -> list[str]:
+        where = ["--peer-port", str(first)] if name == "n1" else ["--peer-port", "0", "--join", f"127.0.0.1:{first}"]
+        return ["--cluster-secret-file", str(secret), "--node-name", name, *where, *FAST]
+
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(running_node(tmp_path / name, *words(name), command="serve")) for name in ("n1", "n2", "n3")]
+
+        def is_whole() -> bool:
+            view = call(f"{nodes[2].url}/v1/cluster")[1]
+            return all(sum(one["is_voter"] for one in shard["replicas"]) == 3 for shard in view["shards"])
+
+        wait_until(is_whole, "every shard to have three voters", 60.0)
+        done = restore(nodes[2], lost.dsn)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        for node in nodes:
+            check_equal(node, lost)
+        for shard in range(4):
+            wait_until(lambda shard=shard: is_equal(nodes[0], shard), "the replicas to be equal", 30.0)
+
+
+def is_equal(node: RunningNode, shard: int) -> bool:
+    return bool(ask(node, f"/cluster/shards/{shard}/compare", "POST")["is_equal"])

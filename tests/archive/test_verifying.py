@@ -64,6 +64,9 @@ def test_every_difference_is_found_and_named(node: RunningNode, dsn: str) -> Non
         "INSERT INTO contextstore.contexts SELECT context_id, 0, shard, 3, revision, status, metadata, created_at, updated_at, archived_at,"
         " node_data FROM contextstore.contexts WHERE context_id = 'e'",
         "DELETE FROM contextstore.messages WHERE context_id = 'x:1' AND seq = 3",
+        "INSERT INTO contextstore.messages SELECT 'stray', incarnation, seq, role, token_count, inserted_at, body, raw, node_data"
+        " FROM contextstore.messages WHERE context_id = 'd' AND seq < 3",
+        "UPDATE contextstore.messages SET incarnation = 8 WHERE context_id = 'stray'",
     ):
         query(dsn, statement)
     done = verify(node, dsn)
@@ -76,9 +79,10 @@ def test_every_difference_is_found_and_named(node: RunningNode, dsn: str) -> Non
         ("left over", "d", "messages up to 61, beyond the cluster's newest, 60"),
         ("left over", "e", "incarnation 0, 3 messages: not in the cluster"),
         ("left over", "never", "incarnation 5, 3 messages: not in the cluster"),
+        ("left over", "stray", "incarnation 8, 2 messages without a context"),
         ("missing", "x:1", "1 messages: 3"),
     ]
-    assert b"8 differences" in done.stdout
+    assert b"9 differences" in done.stdout
     assert table(verify(node, dsn, "--context-prefix", "x:")) == [("missing", "x:1", "1 messages: 3")]
     assert verify(node, dsn, "--context-prefix", "nobody").returncode == 0
 

@@ -47,6 +47,15 @@ class MessageRow(NamedTuple):
     id_row: IdRow | None
 
 
+class Stray(NamedTuple):
+    """Messages of one context that no mark covers: how many, and the newest."""
+
+    id: str
+    incarnation: int
+    messages: int
+    newest_seq: int
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     contexts: int
@@ -127,8 +136,16 @@ class ArchiveReader:
         found = await self._value(sql.MARK, context_id, incarnation)
         return None if found is None else int(found)
 
+    async def stray(self, prefix: str = "") -> AsyncGenerator[Stray, None]:
+        """Messages behind their context's mark, or of no context at all; by context. Looks through the whole table. Close it (`aclosing`)
+        if it is not read to its end."""
+        with told_as_archive_error():
+            async with self._held().acquire() as connection, connection.transaction(readonly=True):
+                async for row in connection.cursor(sql.STRAY.format(schema=self._schema), prefix, prefetch=CONTEXTS_AT_ONCE):
+                    yield Stray(*row)
+
     async def newest_seq(self, context_id: str, incarnation: int) -> int:
-        """The newest message that is there, also beyond the mark."""
+        """The newest message of a context that is there now, also behind the mark; 0 if there is none."""
         return int(await self._value(sql.NEWEST_SEQ, context_id, incarnation))
 
     async def next_seq(self, context_id: str, incarnation: int, first: int) -> int | None:

@@ -116,5 +116,10 @@ NEWEST_COSTS: Final = (
 SEQS_AFTER: Final = (
     "SELECT seq FROM {schema}.messages WHERE context_id = $1 AND incarnation = $2 AND seq > $3 AND seq <= $4 ORDER BY seq LIMIT $5"
 )
-NEWEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM {schema}.messages WHERE context_id = $1 AND incarnation = $2"
 NEXT_SEQ: Final = "SELECT min(seq) FROM {schema}.messages WHERE context_id = $1 AND incarnation = $2 AND seq >= $3"
+STRAY: Final = (
+    "SELECT m.context_id, m.incarnation, count(*), max(m.seq) FROM {schema}.messages AS m LEFT JOIN {schema}.contexts AS c"
+    " USING (context_id, incarnation) WHERE starts_with(m.context_id, $1) AND (c.archived_seq IS NULL OR m.seq > c.archived_seq)"
+    " GROUP BY m.context_id, m.incarnation"
+)
+NEWEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM {schema}.messages WHERE context_id = $1 AND incarnation = $2"

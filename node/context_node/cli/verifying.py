@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from context_node.archive.reading import ArchiveReader, ContextRow
+from context_node.archive.reading import ArchiveReader, ContextRow, Stray
 from context_node.cli.client import Client, GaveUp, Refused, context_path
 from context_node.cli.comparing import Ranges, archived_bodies, compared
 from context_node.cli.progress import Progress
@@ -76,6 +76,9 @@ class Verifier:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         await self._left_over()
+        async with aclosing(self._archive.stray(prefix)) as strays:
+            async for stray in strays:
+                await self._stray(stray)
         return self.report
 
     async def _views(self, prefix: str) -> AsyncGenerator[dict[str, Any], None]:
@@ -98,7 +101,7 @@ class Verifier:
                 elif row.incarnation != own:
                     self._say_left_over(row)
             if view is not None:
-                await self._context(view)
+                await self._context(view, next((row for row in rows if row.incarnation == own), None))
         finally:
             free.release()
         report = self.report
@@ -126,13 +129,16 @@ class Verifier:
     def _say_left_over(self, row: ContextRow) -> None:
         self._found("left over", row.id, f"incarnation {row.incarnation}, {row.archived_seq:,} messages: not in the cluster")
 
-    async def _context(self, view: dict[str, Any]) -> None:
+    async def _context(self, view: dict[str, Any], row: ContextRow | None) -> None:
         context_id, incarnation, upto = view["id"], int(view["incarnation"]), int(view["archived_seq"])
         late = int(view["last_seq"]) - upto
         if late:
             self.report.late_messages += late
             self._found(LATE, context_id, f"{late:,} messages, from {upto + 1} on")
-        mark = await self._archive.mark(context_id, incarnation)
+        mark = None if row is None else row.archived_seq
+        if upto > (mark or 0):
+            # It may have been archived since the archive's contexts were listed.
+            mark = await self._archive.mark(context_id, incarnation)
         if upto > (mark or 0):
             told = "its row is not there" if mark is None else f"its row says {mark}"
             self._found("missing", context_id, f"{upto:,} messages were confirmed, and {told}")
@@ -147,7 +153,6 @@ class Verifier:
             self._found("missing", context_id, f"{result.missing.count:,} messages: {result.missing}")
         if result.differing.count:
             self._found("differs", context_id, f"{result.differing.count:,} messages: {result.differing}")
-        await self._beyond(view, incarnation)
 
     async def _unreadable(self, context_id: str, incarnation: int, upto: int, failure: Exception) -> None:
         """The cluster did not give the history: purged meanwhile, or in trouble, which a hole where it reads the archive itself is too."""
@@ -163,14 +168,19 @@ class Verifier:
             self._found("missing", context_id, f"{missing.count:,} messages: {missing}")
         self._found("unreadable", context_id, f"the cluster does not give its history: {failure}")
 
-    async def _beyond(self, view: dict[str, Any], incarnation: int) -> None:
-        """Messages that the cluster does not have: never written by it, unless they came since."""
-        newest = await self._archive.newest_seq(view["id"], incarnation)
-        if newest <= int(view["last_seq"]):
+    async def _stray(self, stray: Stray) -> None:
+        """Messages that no mark covers: ahead of it in a moment of change, of a context that lost its row, or of none at all."""
+        found = await self._client.call("GET", context_path(stray.id), missing_ok=True)
+        is_here = found.body is not None and int(found.body["incarnation"]) == stray.incarnation
+        if is_here and stray.newest_seq <= int(found.body["last_seq"]):
             return
-        present = await self._client.call("GET", context_path(view["id"]), missing_ok=True)
-        if present.body is not None and int(present.body["incarnation"]) == incarnation and newest > int(present.body["last_seq"]):
-            self._found("left over", view["id"], f"messages up to {newest}, beyond the cluster's newest, {present.body['last_seq']}")
+        if await self._archive.newest_seq(stray.id, stray.incarnation) < stray.newest_seq:
+            return  # erased meanwhile
+        if is_here:
+            what = f"messages up to {stray.newest_seq}, beyond the cluster's newest, {found.body['last_seq']}"
+        else:
+            what = f"incarnation {stray.incarnation}, {stray.messages:,} messages without a context"
+        self._found("left over", stray.id, what)
 
 
 async def beside(
