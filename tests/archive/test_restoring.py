@@ -348,3 +348,25 @@ def test_any_node_of_a_cluster_takes_it_and_replicas_agree(lost: Lost, tmp_path:
 
 def is_equal(node: RunningNode, shard: int) -> bool:
     return bool(ask(node, f"/cluster/shards/{shard}/compare", "POST")["is_equal"])
+
+
+def test_what_is_damaged_is_listed_and_what_differs_is_found(lost: Lost, dsn: str, node: RunningNode) -> None:
+    copy_of_archive(lost.dsn, dsn)
+    query(dsn, "UPDATE contextstore.contexts SET node_data = substr(node_data, 1, 20) WHERE context_id = 'empty'")
+    query(dsn, "UPDATE contextstore.messages SET node_data = '\\x92c40190c0' WHERE context_id = 'odd' AND seq = 2")
+    query(dsn, "UPDATE contextstore.messages SET raw = replace(raw, 'user', 'tool') WHERE context_id = 'deleted'")
+    done = restore(node, dsn)
+    assert done.returncode == 1
+    told = done.stderr.decode()
+    assert "empty: Its record in the archive cannot be read" in told
+    assert "odd: Message 2 is not as a node archives it" in told
+    assert "deleted: Message 1 is not as a node archives it" in told
+    assert done.stdout.decode().count("\n  ") == 3
+    for name, before in lost.contexts.items():
+        if name not in ("empty", "odd", "deleted"):
+            assert shown(node, name) == before
+    # And what changes in the archive afterwards is what the comparison is for.
+    query(dsn, "UPDATE contextstore.messages SET raw = replace(raw, 'xx', 'xy') WHERE context_id = 'long' AND seq = 200")
+    again = restore(node, dsn, "--resume")
+    assert again.returncode == 1
+    assert "long: Its history is not the archived one: 300 messages" in again.stderr.decode()
