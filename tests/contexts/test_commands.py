@@ -29,7 +29,10 @@ from context_node.contexts.commands import (
     PutPolicyCommand,
     RebuildWindow,
     Recount,
+    RestoreContext,
     Restored,
+    RestoredMessage,
+    RestoreEnd,
     RewriteWindow,
     Rules,
     Tombstone,
@@ -80,6 +83,10 @@ GOLDEN: list[tuple[Command, str]] = [
         ("98a972656275696c642f31a163019401020304919301c40162c40169020392a16bc4106b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b"),
     ),
     (PinMessage("c", 1, RULES, 2, True, (Restored(1, b"b", b"i"),)), ("97a570696e2f31a16301940102030402c3919301c40162c40169")),
+    (
+        RestoreContext("c", 1, RULES, "s", 2, (RestoredMessage(b"b", b"i", ("m", 3, 4, b"d"), True),), RestoreEnd(b"r", 2, 1, False)),
+        "98a9726573746f72652f31a163019401020304a173029194c40162c4016994a16d0304c40164c394c401720201c2",
+    ),
     (
         PutPolicyCommand(1, RECORD),
         (
@@ -144,6 +151,10 @@ ratio = st.none() | st.floats(0, 1)
 spec = st.none() | st.builds(PolicySpec, st.none() | text, st.binary(max_size=9), st.none() | text)
 defaults = st.builds(Defaults, small, st.floats(0, 1), ratio, text, st.none() | text)
 restored = st.lists(st.builds(Restored, small, st.binary(max_size=9), st.binary(max_size=9)), max_size=3).map(tuple)
+message_id = st.none() | st.tuples(text, small, small, st.binary(max_size=16))
+restored_message = st.builds(RestoredMessage, st.binary(max_size=9), st.binary(max_size=9), message_id, st.booleans())
+restored_messages = st.lists(restored_message, max_size=3).map(tuple)
+restore_end = st.builds(RestoreEnd, st.binary(max_size=9), small, small, st.booleans())
 recounts = st.lists(st.builds(Recount, small, small, st.lists(small, max_size=3).map(tuple)), max_size=2).map(tuple)
 commands: st.SearchStrategy[Any] = st.one_of(
     st.builds(AppendMessages, text, small, rules, drafts, st.booleans(), version, version, st.none() | defaults, key),
@@ -164,6 +175,7 @@ commands: st.SearchStrategy[Any] = st.one_of(
     ),
     st.builds(RewriteWindow, text, small, rules, drafts, st.none() | st.tuples(small, small), version, version, key),
     st.builds(RebuildWindow, text, small, rules, restored, small, version, key),
+    st.builds(RestoreContext, text, small, rules, text, small, restored_messages, st.none() | restore_end),
     st.builds(PinMessage, text, small, rules, small, st.booleans(), restored),
     st.builds(PatchMetadataCommand, text, small, rules, st.binary(max_size=9), key),
 )

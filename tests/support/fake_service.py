@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from context_node.contexts.refusals import ContextNotFound, ContextTombstoned, CursorAhead, MessageNotFound, PolicyNotFound, VersionConflict
-from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, PolicyView, Put, Rewritten
+from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, PolicyView, Put, RestoredUpTo, Rewritten
 from context_node.contexts.requests import Append, Compact, ListContexts, PatchMetadata, PutContext, PutPolicy
+from context_node.contexts.restoring import Restore
 
 BORN_MS = 1_767_225_600_000
 
@@ -158,6 +159,11 @@ class FakeService:
         context_id = f"c-{owner}-{request.key or len(self.kept)}"
         put, view = await self.put_context(context_id, request)
         return context_id, put, view
+
+    async def restore_context(self, context_id: str, request: Restore) -> RestoredUpTo:
+        await self.before()
+        self.calls.append((context_id, request))
+        return RestoredUpTo(request.first_seq + len(request.messages) - 1, request.end is not None)
 
     async def get_context(self, context_id: str, local: int | None = None) -> ContextView:
         await self.before()

@@ -100,3 +100,29 @@ READ: Final = _READ.replace("{{order}}", "ASC")
 READ_DESCENDING: Final = _READ.replace("{{order}}", "DESC")
 
 OWNER: Final = "SELECT value FROM {schema}.meta WHERE key = 'cluster_id'"
+
+# What `contextstore restore` and `verify-archive` ask. Ids are ordered by their bytes, as the nodes order them, whatever the database's
+# collation is. Large records are read one by one.
+HELD: Final = "SELECT to_regclass($1) IS NOT NULL"
+META: Final = "SELECT key, value FROM {schema}.meta"
+TOTALS: Final = "SELECT count(*), coalesce(sum(archived_seq), 0)::bigint FROM {schema}.contexts WHERE starts_with(context_id, $1)"
+POLICIES: Final = "SELECT node_data FROM {schema}.policies ORDER BY name"
+CONTEXTS: Final = (
+    "SELECT context_id, incarnation, archived_seq, CASE WHEN octet_length(node_data) <= 65536 THEN node_data END FROM {schema}.contexts"
+    ' WHERE starts_with(context_id, $1) ORDER BY context_id COLLATE "C", incarnation DESC'
+)
+RECORD: Final = "SELECT node_data FROM {schema}.contexts WHERE context_id = $1 AND incarnation = $2"
+MARK: Final = "SELECT archived_seq FROM {schema}.contexts WHERE context_id = $1 AND incarnation = $2"
+NEWEST_COSTS: Final = (
+    "SELECT seq, token_count FROM {schema}.messages WHERE context_id = $1 AND incarnation = $2 AND seq <= $3 ORDER BY seq DESC LIMIT $4"
+)
+SEQS_AFTER: Final = (
+    "SELECT seq FROM {schema}.messages WHERE context_id = $1 AND incarnation = $2 AND seq > $3 AND seq <= $4 ORDER BY seq LIMIT $5"
+)
+NEXT_SEQ: Final = "SELECT min(seq) FROM {schema}.messages WHERE context_id = $1 AND incarnation = $2 AND seq >= $3"
+STRAY: Final = (
+    "SELECT m.context_id, m.incarnation, count(*), max(m.seq) FROM {schema}.messages AS m LEFT JOIN {schema}.contexts AS c"
+    " USING (context_id, incarnation) WHERE starts_with(m.context_id, $1) AND (c.archived_seq IS NULL OR m.seq > c.archived_seq)"
+    " GROUP BY m.context_id, m.incarnation"
+)
+NEWEST_SEQ: Final = "SELECT coalesce(max(seq), 0) FROM {schema}.messages WHERE context_id = $1 AND incarnation = $2"

@@ -102,7 +102,7 @@ class Client:
         """One request, repeated while that can help. Raises `Refused`, `GaveUp`; WorkFailed if the key is not accepted."""
         sent = dict(headers or {})
         if body is not None:
-            sent["Content-Type"] = "application/json"
+            sent.setdefault("Content-Type", "application/json")
         trouble = ""
         for attempt in range(ATTEMPTS_MAX):
             after_s: float | None = None

@@ -3,25 +3,20 @@
 Knows click. The heavy parts (the node, HTTP) are imported where a command needs them, so that `--help` and `keys` stay quick.
 """
 
-import asyncio
 import platform
-import signal
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
 from context_node import __version__
+from context_node.cli.archive_commands import restore_command, verify_command
 from context_node.cli.command_group import CommandGroup
-from context_node.cli.exits import CannotStart, stopped_by
+from context_node.cli.exits import CannotStart
 from context_node.cli.keys import keys
+from context_node.cli.node_options import interruptible, node_options
 from context_node.settings import SettingsError, load_settings, setting_options
 
-T = TypeVar("T")
-
-DEFAULT_URL = "http://127.0.0.1:4000"
 DEV_DEFAULTS = {"log_format": "console", "drain_s": 0.0}
 
 
@@ -89,20 +84,6 @@ def run_node(flags: dict[str, object], config: Path | None, defaults: dict[str, 
     from context_node.cli.node_process import run_process
 
     sys.exit(run_process(loaded.settings, warnings=loaded.warnings, is_dev=is_dev))
-
-
-def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a command that talks to a node."""
-    key = click.option(
-        "--key",
-        envvar="CONTEXTSTORE_API_KEY",
-        metavar="KEY",
-        help="API key; better in CONTEXTSTORE_API_KEY: lists of processes show flags.",
-    )
-    url = click.option(
-        "--url", envvar="CONTEXTSTORE_URL", default=DEFAULT_URL, show_default=True, metavar="URL", help="The node. [env: CONTEXTSTORE_URL]"
-    )
-    return url(key(command))
 
 
 @main.command("import")
@@ -178,19 +159,8 @@ def export_command(file: str, url: str, key: str | None, prefix: str, resume: bo
     )
 
 
-def interruptible(work: Callable[[], Coroutine[Any, Any, None]], said: str) -> None:
-    """Run the work; Ctrl-C ends it with a sentence instead of a traceback."""
-    try:
-        asyncio.run(work())
-    except KeyboardInterrupt:
-        click.echo(said, err=True)
-        sys.exit(stopped_by(signal.SIGINT))
-    except BrokenPipeError:
-        # The reader of our output left (`| head`): nothing to tell and nobody to tell it to.
-        sys.stderr.close()
-        sys.exit(stopped_by(signal.SIGPIPE))
-
-
+main.add_command(restore_command)
+main.add_command(verify_command)
 main.add_command(keys)
 
 

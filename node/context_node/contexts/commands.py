@@ -204,6 +204,40 @@ class PinMessage(msgspec.Struct, frozen=True, array_like=True, tag="pin/1"):
     restored: tuple[Restored, ...] = ()
 
 
+class RestoredMessage(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A message of another cluster's history: its body and stored info, what its id remembers if it has one (the id, version, estimate and
+    digest; see `IdRow`), and whether the window of its context will hold it."""
+
+    body: bytes
+    info: bytes
+    id: tuple[str, int, int, bytes] | None = None
+    is_held: bool = False
+
+
+class RestoreEnd(msgspec.Struct, frozen=True, array_like=True):
+    """What makes a context of restored messages: `record` is what the other cluster stored of it, `last_seq` the newest message that was
+    found. Where the record is ahead of that, the window is made anew from the messages from `rebuild_from` on; else that is 0.
+    `is_current`: the window was compacted by the newest generation of its named policy."""
+
+    record: bytes
+    last_seq: int
+    rebuild_from: int = 0
+    is_current: bool = True
+
+
+class RestoreContext(msgspec.Struct, frozen=True, array_like=True, tag="restore/1"):
+    """Put `messages`, from `first_seq` on, into a context that is being restored; the first makes it. With `end` it is whole. `source`
+    names where they come from, so that two sources never mix."""
+
+    context_id: str
+    at_ms: int
+    rules: Rules
+    source: str
+    first_seq: int
+    messages: tuple[RestoredMessage, ...] = ()
+    end: RestoreEnd | None = None
+
+
 class PolicyRecord(msgspec.Struct, frozen=True, array_like=True):
     """A policy by name, as it is replicated. `config` is JSON bytes."""
 
@@ -250,7 +284,16 @@ class Compare(msgspec.Struct, frozen=True, array_like=True, tag="compare/1"):
 
 
 ContextCommand = (
-    AppendMessages | PutConfig | PatchMetadataCommand | Tombstone | Purge | PurgeEverywhere | RewriteWindow | RebuildWindow | PinMessage
+    AppendMessages
+    | PutConfig
+    | PatchMetadataCommand
+    | Tombstone
+    | Purge
+    | PurgeEverywhere
+    | RewriteWindow
+    | RebuildWindow
+    | PinMessage
+    | RestoreContext
 )
 PolicyCommand = PutPolicyCommand | DeletePolicyCommand | CopyPolicy
 ClusterCommand = RegisterNode1 | RegisterNode | MarkNode | SetReplication | RaiseLevel | AdvanceEpoch

@@ -27,7 +27,11 @@ from context_node.contexts.parts import Mark
 from context_node.contexts.replies import Reply
 from context_node.contexts.window import Window
 
-ACTIVE, TOMBSTONED = 0, 1
+ACTIVE, TOMBSTONED, RESTORING = 0, 1, 2
+"""What a context is. One that is restored takes nothing but more of its messages, and becomes what it was when all are there."""
+
+Status = Literal["active", "tombstoned", "restoring"]
+STATUSES: tuple[Status, ...] = ("active", "tombstoned", "restoring")
 
 Place = list[Any]
 """One entry of a window's record: `[0, from, to]` for messages as they came, `[1, seq, pinned, skipped, cleared, counts]` for
@@ -142,8 +146,8 @@ class Context:
     is_recent: bool = True
 
     @property
-    def status(self) -> Literal["active", "tombstoned"]:
-        return "active" if self.head.status == ACTIVE else "tombstoned"
+    def status(self) -> Status:
+        return STATUSES[self.head.status]
 
     @property
     def tail_from(self) -> int:
@@ -157,7 +161,7 @@ class Context:
 
     def held_ranges(self, upto: int) -> list[tuple[int, int]]:
         """The messages up to seq `upto` that the window holds, as ascending ranges (inclusive)."""
-        return [(first, min(last, upto)) for first, last in _ranges(self.window_places()) if first <= upto]
+        return [(first, min(last, upto)) for first, last in held_ranges(self.window_places()) if first <= upto]
 
     def target_ratio(self) -> float:
         config = self.head.config
@@ -210,6 +214,12 @@ def read_head(record: bytes) -> Head:
     return _records.decode(record).head
 
 
+def read_record(record: bytes) -> tuple[Head, WindowRecord]:
+    """All of a record. Raises `msgspec.MsgspecError`."""
+    stored = _records.decode(record)
+    return stored.head, _windows.decode(stored.window)
+
+
 Rows = Callable[[list[tuple[int, int]]], Iterable[tuple[int, bytes, bytes]]]
 """Reads messages by ranges of seq (inclusive, ascending): gives (seq, body, info)."""
 
@@ -218,7 +228,7 @@ def read_context(context_id: str, ordinal: int, record: bytes, rows: Rows) -> Co
     """A context as it was stored. Reads from `rows` just the messages that its window holds."""
     stored = _records.decode(record)
     window = _windows.decode(stored.window)
-    messages = {seq: (body, info_decoder.decode(info)) for seq, body, info in rows(_ranges(window.places))}
+    messages = {seq: (body, info_decoder.decode(info)) for seq, body, info in rows(held_ranges(window.places))}
     context = Context(
         context_id,
         ordinal,
@@ -232,7 +242,8 @@ def read_context(context_id: str, ordinal: int, record: bytes, rows: Rows) -> Co
     return context
 
 
-def _ranges(places: Sequence[Place]) -> list[tuple[int, int]]:
+def held_ranges(places: Sequence[Place]) -> list[tuple[int, int]]:
+    """The messages that a window's entries name, as ascending ranges (inclusive)."""
     wanted = [(place[1], place[2]) if place[0] == RUN else (place[1], place[1]) for place in places if place[0] in (RUN, SPECIAL)]
     merged: list[tuple[int, int]] = []
     for first, last in sorted(wanted):

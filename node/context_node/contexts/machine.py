@@ -12,6 +12,7 @@ import msgspec
 from context_node.contexts import pinning, rewriting
 from context_node.contexts.archiving import bring_back, note_archived
 from context_node.contexts.changes import rowid
+from context_node.contexts.checks import check_active, check_drafts, check_guards, check_whole
 from context_node.contexts.cluster import AdvanceEpoch, MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
 from context_node.contexts.commands import (
     AppendMessages,
@@ -30,6 +31,7 @@ from context_node.contexts.commands import (
     PutPolicyCommand,
     RebuildWindow,
     Recount,
+    RestoreContext,
     RewriteWindow,
     Tombstone,
 )
@@ -50,14 +52,9 @@ from context_node.contexts.items import (
     timestamp,
 )
 from context_node.contexts.policies import copy_policy, deleted_policy, numbered_policy
-from context_node.contexts.refusals import (
-    ContextTombstoned,
-    MessageNotFound,
-    Refusal,
-    TooLarge,
-    Unprocessable,
-)
+from context_node.contexts.refusals import MessageNotFound, Refusal, TooLarge
 from context_node.contexts.replies import Appended, Done, Put, Refused, Reply, Rewritten
+from context_node.contexts.restoring import restore
 from context_node.contexts.shard_state import Event, ShardState, compaction_event, not_found
 
 __all__ = ["NOTHING_FOUND", "Event", "Found", "Machine", "not_found", "refused"]
@@ -95,6 +92,8 @@ class Machine(ShardState):
                 return self._rebuild(command, found)
             case PinMessage():
                 return self._pin(command)
+            case RestoreContext():
+                return restore(self, index, command)
             case CopyPolicy():
                 return self._copy_policy(command.record), None
             case PutPolicyCommand():
@@ -111,15 +110,16 @@ class Machine(ShardState):
 
     def _append(self, index: int, command: AppendMessages, found: Found) -> tuple[Reply, Event | None]:
         context = self.contexts.get(command.context_id)
-        _check_drafts(command.drafts)
+        check_drafts(command.drafts)
         if context is None:
             if command.create is None:
                 raise not_found(command.context_id)
-            _check_guards(command, 0, 0)
+            check_guards(command, 0, 0)
             check_floor(NO_WINDOW, command)
             config = first_config(PutConfig(command.context_id, command.at_ms, command.rules, command.create), self.policies)
             context = self.create(index, command.context_id, config)
         else:
+            check_whole(context)
             known = None
             if command.key is not None:
                 known = self.known_key(context, command.key, command.rules, found)
@@ -127,8 +127,8 @@ class Machine(ShardState):
                 known = known_ids(context, command.drafts, found)
             if known is not None:
                 return known, None
-            _check_active(context)
-            _check_guards(command, context.head.version, context.head.last_seq)
+            check_active(context)
+            check_guards(command, context.head.version, context.head.last_seq)
             check_floor(context.window, command)
         return self._join(context, command)
 
@@ -197,6 +197,7 @@ class Machine(ShardState):
             reply = Put(True, context.head.version, context.head.revision)
             self.remember(context, command.key, command.rules, reply)
             return reply, None
+        check_whole(context)
         known = self.known_key(context, command.key, command.rules, found)
         if known is not None:
             return known, None
@@ -239,7 +240,7 @@ class Machine(ShardState):
         known = self.known_key(context, command.key, command.rules, found)
         if known is not None:
             return known, None
-        _check_active(context)
+        check_active(context)
         head = context.head
         metadata = merge_patch(head.metadata, command.patch)
         if len(metadata) > command.rules.metadata_bytes_max:
@@ -260,6 +261,7 @@ class Machine(ShardState):
 
     def _tombstone(self, command: Tombstone) -> tuple[Reply, Event | None]:
         context = self.existing(command)
+        check_whole(context)
         if context.head.status == TOMBSTONED:
             return Done(), None
         context.head.status = TOMBSTONED
@@ -283,7 +285,7 @@ class Machine(ShardState):
         known = self.known_key(context, command.key, command.rules, found)
         if known is not None:
             return known, None
-        _check_active(context)
+        check_active(context)
         version = context.head.version + 1
         if command.covers is not None:
             items = rewriting.replaced_range(context, command.covers, command.replacement, command.if_version, version)
@@ -305,7 +307,7 @@ class Machine(ShardState):
         known = self.known_key(context, command.key, command.rules, found)
         if known is not None:
             return known, None
-        _check_active(context)
+        check_active(context)
         rewriting.check_version(context, command.if_version)
         plan = self.plan(context, command.rules)
         window = rewriting.rebuilt(context, command.messages, command.through_seq, lambda window: compact(window, plan).changed)
@@ -316,7 +318,7 @@ class Machine(ShardState):
 
     def _pin(self, command: PinMessage) -> tuple[Reply, Event | None]:
         context = self.existing(command)
-        _check_active(context)
+        check_active(context)
         head = context.head
         if not 1 <= command.seq <= head.last_seq:
             raise MessageNotFound(
@@ -378,28 +380,3 @@ def _recounted(item: Item, counts: list[tuple[int, ...]]) -> Item:
 def refused(refusal: Refusal) -> Refused:
     """A refusal as a reply."""
     return Refused(refusal.code, refusal.message, dict(refusal.details))
-
-
-def _check_active(context: Context) -> None:
-    if context.head.status != ACTIVE:
-        raise ContextTombstoned("This context is deleted and takes no writes; PUT it to revive it.", id=context.id)
-
-
-def _check_guards(command: AppendMessages, version: int, last_seq: int) -> None:
-    if command.if_version is None and command.if_seq is None:
-        return
-    for name, wanted, present in (("if_version", command.if_version, version), ("if_seq", command.if_seq, last_seq)):
-        if wanted is not None and wanted != present:
-            raise rewriting.version_conflict(
-                f"{name} is {wanted}, but the context is at {present}; read it again and retry.", version, last_seq
-            )
-
-
-def _check_drafts(drafts: Sequence[Draft]) -> None:
-    if len(drafts) == 1:
-        return
-    if not drafts:
-        raise Unprocessable("There is nothing to append; give at least one message.", field="messages")
-    ids = [draft.id for draft in drafts if draft.id is not None]
-    if len(set(ids)) != len(ids):
-        raise Unprocessable("The batch names the same message id twice; give each message its own.", field="messages")

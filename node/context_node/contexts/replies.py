@@ -51,7 +51,14 @@ class NodeNumber(msgspec.Struct, frozen=True, array_like=True, tag=6):
     number: int
 
 
-Reply = Appended | Rewritten | Put | Done | Refused | NodeNumber
+class RestoredUpTo(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """The answer to a part of a restore: the newest message that is there, and whether the context is whole."""
+
+    last_seq: int
+    is_whole: bool
+
+
+Reply = Appended | Rewritten | Put | Done | Refused | NodeNumber | RestoredUpTo
 
 
 class PolicyView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -68,7 +75,7 @@ class ContextView(msgspec.Struct, frozen=True):
     """A context as GET shows it. Tokens are whole numbers; `used_tokens` is the window's size."""
 
     id: str
-    status: Literal["active", "tombstoned"]
+    status: Literal["active", "tombstoned", "restoring"]
     token_budget: int
     trigger_ratio: float
     target_ratio: float

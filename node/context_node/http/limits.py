@@ -20,6 +20,8 @@ class HttpLimits:
     """Most messages in one append or one replacement."""
     batch_bytes_max: int = 8 * MIB
     """Largest request body, after decompression."""
+    restore_bytes_max: int = 32 * MIB
+    """Largest part of a restore: the record of a context, with the summaries in its window, comes in one piece."""
     metadata_bytes_max: int = 16 * KIB
     """Largest metadata object of a context or a message, as compact JSON."""
     parts_max: int = 256

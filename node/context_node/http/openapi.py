@@ -140,9 +140,10 @@ def _header_parameters(route: Route) -> list[dict[str, Any]]:
 def _request_body(route: Route) -> dict[str, Any]:
     assert route.body is not None
     schema = {"$ref": REF.format(name=route.body.__name__)}
-    content: dict[str, Any] = {
-        media: {"schema": schema if media == "application/json" else {"type": "object"}} for media in route.request_content_types
-    }
+    content: dict[str, Any] = {}
+    for media in route.request_content_types:
+        other = {"type": "object"} if media.endswith("json") else {"type": "string", "format": "binary"}
+        content[media] = {"schema": schema if media == "application/json" else other}
     return {"required": True, "content": content}
 
 

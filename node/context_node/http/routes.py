@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from context_node.api_keys import Scope
-from context_node.http import cluster, contexts, health, messages, policies, queries, schemas, streams, window
+from context_node.http import cluster, contexts, health, messages, policies, queries, restores, schemas, streams, window
 from context_node.http.routing import Route
 from context_node.runtime.admin import ClusterView, SelfView, ShardComparison
 
@@ -71,6 +71,14 @@ def context_routes() -> tuple[Route, ...]:
         Route(
             method="POST", path=CONTEXT + "/fork", name="forkContext", tag="Contexts", scope=Scope.WRITE, is_write=True,
             summary="Branch a new context off (not available yet)", handler=contexts.fork, refusals=(400, 401, 403, 422),
+        ),
+        Route(
+            method="POST", path=CONTEXT + "/restore", name="restoreContext", tag="Contexts", scope=Scope.ADMIN, is_write=True,
+            summary="Take a part of an archived context (for `contextstore restore` only)",
+            description="The body is packed as that command packs it, and changes with it. Parts may be repeated; the context takes "
+            "nothing else until it is whole.",
+            handler=restores.restore, body=dict, request_content_types=(restores.MSGPACK,), answers={200: schemas.RestoreAnswer},
+            refusals=(400, 401, 403, 409, 413, 415, 422, 503),
         ),
     )  # fmt: skip
 

@@ -143,6 +143,13 @@ class VersionAnswer(msgspec.Struct, frozen=True):
     version: Version
 
 
+class RestoreAnswer(msgspec.Struct, frozen=True):
+    """What is there of a context that is being restored."""
+
+    last_seq: Count
+    whole: bool
+
+
 class PolicyAnswer(msgspec.Struct, frozen=True):
     """A context's policy."""
 
@@ -157,7 +164,7 @@ class ContextAnswer(msgspec.Struct, frozen=True):
     """A context. `used_tokens` is the size of its window."""
 
     id: str
-    status: Literal["active", "tombstoned"]
+    status: Literal["active", "tombstoned", "restoring"]
     token_budget: int
     trigger_ratio: float
     target_ratio: float

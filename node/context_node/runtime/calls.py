@@ -13,8 +13,9 @@ import msgspec
 from context_node.contexts import refusals
 from context_node.contexts.cluster import NodeRecord
 from context_node.contexts.refusals import Refusal
-from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, Put, Rewritten
+from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, Put, RestoredUpTo, Rewritten
 from context_node.contexts.requests import Append, Compact, ListContexts, PatchMetadata, PutContext, PutPolicy
+from context_node.contexts.restoring import Restore
 from context_node.runtime.archive_view import ArchiveView
 from context_node.runtime.not_here import NotHere
 from context_node.runtime.reads import Listed, Page, WindowAnswer
@@ -116,6 +117,7 @@ KINDS: Mapping[str, Kind] = {
     "purge_context": Kind(tuple[_id], None, is_write=True),
     "compact": Kind(tuple[_id, Compact], Rewritten, is_write=True),
     "pin": Kind(tuple[_id, int, bool], Rewritten, is_write=True),
+    "restore_context": Kind(tuple[_id, Restore], RestoredUpTo, is_write=True),
     "get_context": Kind(tuple[_id], ContextView),
     "page": Kind(tuple[_id, int | None, int, bool], Page),
     "tail": Kind(tuple[_id, int, int], Page),

@@ -38,6 +38,7 @@ from context_node.runtime.not_here import NotHere
 from context_node.runtime.reads import Reads
 from context_node.runtime.record_codec import RECORD_CODEC
 from context_node.runtime.replica import Replica
+from context_node.runtime.restores import Restores
 from context_node.runtime.routing import RoutedService
 from context_node.runtime.service import NodeState, Service
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, node_of
@@ -134,7 +135,8 @@ class Node:
             options.counting_threads,
             has_archive=options.has_archive,
         )
-        local = Service(reads, writes, self._policies, self.state)
+        restores = Restores(self.shards, options.rules, now_ms)
+        local = Service(reads, writes, restores, self._policies, self.state)
         self.service: Service | RoutedService = local
         self.cluster: Cluster | None = None
         self.admin: ClusterAdmin | None = None

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
+from context_node.contexts.checks import check_whole
 from context_node.contexts.commands import PolicySpec, Rules
 from context_node.contexts.compaction import Plan, needs_compaction
-from context_node.contexts.context import TOMBSTONED, Context, Head, derived_target, read_head
+from context_node.contexts.context import STATUSES, Context, Head, derived_target, read_head
 from context_node.contexts.fitting import fit
 from context_node.contexts.machine import not_found
 from context_node.contexts.policies import Policy
@@ -105,6 +106,7 @@ class Reads:
     ) -> WindowAnswer:
         """The window, fitted to `budget_tokens` for this read if given. `etag` is what the caller has."""
         replica, context = await self._context(context_id, local)
+        check_whole(context)
         head = context.head
         if if_version is not None and if_version != head.version:
             raise VersionConflict(
@@ -215,6 +217,7 @@ class Reads:
     async def subscribe(self, context_id: str, cursor: int) -> Subscription:
         """Follow a context from after `cursor` (0 is the beginning, -1 the present end)."""
         replica, context = await self._context(context_id)
+        check_whole(context)
         last_seq = context.head.last_seq
         if cursor > last_seq:
             raise CursorAhead(f"The cursor {cursor} is beyond the newest message, {last_seq}.", cursor=cursor, last_seq=last_seq)
@@ -343,7 +346,7 @@ def _view(context_id: str, head: Head, policies: dict[str, Policy]) -> ContextVi
     config = head.config
     return ContextView(
         id=context_id,
-        status="tombstoned" if head.status == TOMBSTONED else "active",
+        status=STATUSES[head.status],
         token_budget=config.token_budget,
         trigger_ratio=config.trigger_ratio,
         target_ratio=derived_target(config.trigger_ratio) if config.target_ratio is None else config.target_ratio,

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 from context_node.contexts.refusals import ContextNotFound
-from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, Put, Rewritten
+from context_node.contexts.replies import Appended, ContextView, NamedPolicyView, Put, RestoredUpTo, Rewritten
 from context_node.contexts.requests import Append, Compact, ListContexts, PatchMetadata, PutContext, PutPolicy
+from context_node.contexts.restoring import Restore
 from context_node.runtime.cluster import Cluster, Handler
 from context_node.runtime.following import Followed, RemoteSubscription
 from context_node.runtime.not_here import NotHere
@@ -20,7 +21,7 @@ from context_node.runtime.service import Service
 from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, shard_of
 from context_node.runtime.streams import Subscription
 
-WRITES = ("append", "put_context", "patch_metadata", "delete_context", "purge_context", "compact", "pin")
+WRITES = ("append", "put_context", "patch_metadata", "delete_context", "purge_context", "compact", "pin", "restore_context")
 READS = ("get_context", "page", "tail", "window")
 EXPORT_MESSAGES = 500
 """So many messages of an export are asked for at once."""
@@ -102,6 +103,9 @@ class RoutedService:
 
     async def pin(self, context_id: str, seq: int, pinned: bool) -> Rewritten:
         return cast(Rewritten, await self._write("pin", context_id, seq, pinned))
+
+    async def restore_context(self, context_id: str, request: Restore) -> RestoredUpTo:
+        return cast(RestoredUpTo, await self._write("restore_context", context_id, request))
 
     async def get_context(self, context_id: str, local: int | None = None) -> ContextView:
         return cast(ContextView, await self._read("get_context", context_id, local=local))

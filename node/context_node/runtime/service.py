@@ -1,18 +1,19 @@
 """The face that `http/` sees: everything that can be asked of this node's contexts.
 
-Reading is in `reads`, writing in `writes`, policies in `named_policies`. Every method raises a `Refusal` for what is refused, and nothing
-else for what a client can cause.
+Reading is in `reads`, writing in `writes`, what comes from an archive in `restores`, policies in `named_policies`. Every method raises a
+`Refusal` for what is refused, and nothing else for what a client can cause.
 """
 
 from context_node.runtime.named_policies import NamedPolicies
 from context_node.runtime.reads import Reads
+from context_node.runtime.restores import Restores
 from context_node.runtime.writes import Writes
 
 
 class Service:
-    """See `Reads`, `Writes` and `NamedPolicies` for what each method does."""
+    """See `Reads`, `Writes`, `Restores` and `NamedPolicies` for what each method does."""
 
-    def __init__(self, reads: Reads, writes: Writes, policies: NamedPolicies, node: "NodeState") -> None:
+    def __init__(self, reads: Reads, writes: Writes, restores: Restores, policies: NamedPolicies, node: "NodeState") -> None:
         self.append = writes.append
         self.put_context = writes.put_context
         self.create_context = writes.create_context
@@ -21,6 +22,7 @@ class Service:
         self.purge_context = writes.purge_context
         self.compact = writes.compact
         self.pin = writes.pin
+        self.restore_context = restores.restore_context
         self.get_context = reads.get_context
         self.list_contexts = reads.list_contexts
         self.list_shard = reads.list_shard

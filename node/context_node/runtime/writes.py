@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from context_node import tokens
 from context_node.contexts import lookback
+from context_node.contexts.checks import check_whole
 from context_node.contexts.commands import (
     AppendMessages,
     Defaults,
@@ -231,6 +232,7 @@ class Writes:
         context = replica.context(context_id)
         if context is None:
             raise not_found(context_id)
+        check_whole(context)
         if request.rebuild:
             return await self._rebuild(replica, context, request)
         messages = request.replacement
@@ -287,6 +289,7 @@ class Writes:
         context = replica.context(context_id)
         if context is None:
             raise not_found(context_id)
+        check_whole(context)
         if not 1 <= seq <= context.head.last_seq:
             raise MessageNotFound(
                 f"There is no message {seq}; the newest is {context.head.last_seq}.", seq=seq, last_seq=context.head.last_seq
