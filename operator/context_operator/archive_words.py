@@ -16,6 +16,7 @@ REASONS = {
     "disk_full": "PostgresDiskFull",
     "stopped": "PostgresStopped",
     "foreign": "ForeignArchive",
+    "other_archive": "OtherArchive",
     "newer_schema": "NewerSchema",
     "late": "LagHigh",
 }

@@ -19,7 +19,7 @@ from support.waiting import wait_until
 
 def test_counting_keeps_totals_and_the_oldest_time() -> None:
     now = [1_000]
-    backlog = Backlog(lambda: now[0], lambda _head: True)
+    backlog = Backlog(lambda: now[0], lambda _head, _epoch: True)
     backlog.came("a", [b"12", b"345"])
     now[0] = 2_000
     backlog.came("b", [b"1"])

@@ -26,7 +26,7 @@ def message(seq: int, text: str = "hello", context_id: str = "talk", incarnation
 
 def mark(context_id: str, incarnation: int, seq: int, revision: int = 1) -> ArchivedContext:
     return ArchivedContext(
-        context_id, incarnation, seq, revision, "active", b'{"who":"me"}', 1_900_000_000_000, 1_900_000_000_001, b"record"
+        context_id, incarnation, seq, 0, revision, "active", b'{"who":"me"}', 1_900_000_000_000, 1_900_000_000_001, b"record"
     )
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from context_node.contexts.commands import Archived, NoteArchived, Purge, PurgeEverywhere
-from context_node.contexts.context import Head
+from context_node.contexts.commands import Archived, NoteArchived, Purge, PurgeEverywhere, UseArchive
+from context_node.contexts.context import Head, archived_upto
 from context_node.contexts.replies import Done, Refused
 from support.stored_shard import StoredShard
 from support.window_messages import RULES, user
@@ -73,3 +73,33 @@ def test_a_purge_is_remembered_until_the_archive_has_erased_it(shard: StoredShar
     assert list(shard.machine.erasures) == [("c", first), ("c", second)]
     shard.apply(NoteArchived(shard.at_ms, erased=(("c", first), ("never", 1))))
     assert list(shard.machine.erasures) == [("c", second)]
+
+
+def test_marks_of_another_archive_count_for_nothing_and_whoever_is_used_again_begins_anew(shard: StoredShard) -> None:
+    def known() -> int:
+        return archived_upto(head(shard), shard.machine.archive_epoch)
+
+    assert shard.apply(UseArchive(shard.at_ms, "first")) == (Done(), None)
+    note(shard, 2)
+    assert known() == 2
+    assert shard.apply(UseArchive(shard.at_ms, "first")) == (Done(), None)
+    assert known() == 2
+    assert shard.apply(UseArchive(shard.at_ms, "second")) == (Done(), None)
+    assert known() == 0
+    note(shard, 1)
+    assert known() == 1
+    shard.forget()
+    assert known() == 1
+
+
+def test_h6_no_other_archive_is_begun_once_messages_were_trimmed(shard: StoredShard) -> None:
+    shard.apply(UseArchive(shard.at_ms, "first"))
+    shard.put(strategy="last_n", config=b'{"limit":1}')
+    mark = Archived("c", head(shard).incarnation, 3, 0, 1)
+    shard.apply(NoteArchived(shard.at_ms, (mark,)))
+    assert head(shard).trimmed_seq == 1
+    refusal, _ = shard.apply(UseArchive(shard.at_ms, "second"))
+    assert isinstance(refusal, Refused)
+    assert "archive first only" in refusal.message
+    assert shard.machine.archive_id == "first"
+    assert shard.apply(UseArchive(shard.at_ms, "first")) == (Done(), None)

@@ -36,6 +36,7 @@ from context_node.contexts.commands import (
     RewriteWindow,
     Rules,
     Tombstone,
+    UseArchive,
     decode_command,
     draft,
     encode_command,
@@ -70,6 +71,7 @@ GOLDEN: list[tuple[Command, str]] = [
     (Tombstone("c", 1, RULES), ("94ab746f6d6273746f6e652f31a163019401020304")),
     (Purge("c", 1, RULES), ("94a770757267652f31a163019401020304")),
     (PurgeEverywhere("c", 1, RULES), ("94af70757267652d617263686976652f31a163019401020304")),
+    (UseArchive(1, "a"), ("93a9617263686976652f3101a161")),
     (NoteArchived(1, (Archived("c", 2, 3, 4, 1),), (("d", 4),)), ("94aa61726368697665642f31019195a163020304019192a16404")),
     (
         RewriteWindow("c", 1, RULES, (DRAFT,), (1, 2), 3, 4, KEY),

@@ -100,8 +100,9 @@ class SimulatedArchive:
         self._server = server
         self._process = process
 
-    async def open(self, _cluster_id: str, *, only_reads: bool = False) -> None:
+    async def open(self, _cluster_id: str, *, only_reads: bool = False) -> str:
         await self._trip()
+        return "simulated"
 
     async def close(self) -> None:
         pass

@@ -53,7 +53,7 @@ def _behind(world: World) -> list[str]:
         for context in contexts:
             assert context is not None
             head = context.head
-            if limits.is_behind(head):
+            if limits.is_behind(head, replica.machine.archive_epoch):
                 found.append(f"{context.id} {head.archived_seq} of {head.last_seq}, trimmed to {head.trimmed_seq}")
     return found
 

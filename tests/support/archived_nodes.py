@@ -39,11 +39,16 @@ class ArchivedNode:
 
     def _has_all(self) -> bool:
         for replica in self.life.replicas:
+            if replica.machine.archive_id != self.archiver._copier.archive_id or not replica.machine.archive_id:
+                return False
             for row in replica.store.list_contexts(limit=1_000):
                 context = replica.context(row.id)
-                if context is not None and self.limits.is_behind(context.head):
+                if context is not None and self.limits.is_behind(context.head, replica.machine.archive_epoch):
                     return False
-            if any(self.limits.is_behind(context.head) for context in replica.machine.contexts.values()) or replica.machine.erasures:
+            if (
+                any(self.limits.is_behind(context.head, replica.machine.archive_epoch) for context in replica.machine.contexts.values())
+                or replica.machine.erasures
+            ):
                 return False
         return True
 

@@ -28,10 +28,10 @@ NEXT_VERSION = Mutant(
         ),
         (
             "context_node.contexts.commands",
-            "ContextCommand = (\n    AppendMessages |",
+            "ContextCommand = (\n    AppendMessages\n",
             "class AppendMessages2(AppendMessages, frozen=True, gc=False, array_like=True, tag='append/2'):\n"
             "    pass\n\n\n"
-            "ContextCommand = (\n    AppendMessages2 | AppendMessages |",
+            "ContextCommand = (\n    AppendMessages2\n    | AppendMessages\n",
         ),
         (
             "context_node.contexts.machine",

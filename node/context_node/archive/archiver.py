@@ -10,21 +10,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import msgspec
 
 from context_node.archive.backlog import Backlog
-from context_node.archive.batches import BatchLimits, next_batch
-from context_node.archive.postgres import ArchiveError, Fenced
-from context_node.archive.rows import ArchivedContext, ArchivedMessage
-from context_node.contexts.commands import NoteArchived
+from context_node.archive.batches import BatchLimits
+from context_node.archive.copying import Archive, ArchiveCounters, Copier, Led, Turn
+from context_node.archive.postgres import ArchiveError
 from context_node.contexts.machine import Event
-from context_node.contexts.refusals import Refusal
 from context_node.runtime.archive_view import ArchiveView
 from context_node.runtime.databases import StorageError
 from context_node.runtime.replica import Replica
-from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, accepted
+from context_node.runtime.shards import ShardDirectory
 
 logger = logging.getLogger("contextstore.archive")
 
@@ -42,19 +37,6 @@ PING_S = 10.0
 LATE_ENDS = 0.75
 """The archive is late no more below this share of `lag_warn_bytes`: at the edge it must not warn again and again."""
 
-_encode = msgspec.msgpack.Encoder().encode
-
-
-class Archive(Protocol):
-    """What `postgres.Postgres` does."""
-
-    async def open(self, cluster_id: str) -> None: ...
-    async def close(self) -> None: ...
-    async def ping(self) -> None: ...
-    async def write(self, shard: int, term: int, messages: list[ArchivedMessage], contexts: list[ArchivedContext]) -> None: ...
-    async def write_policies(self, shard: int, term: int, policies: list[tuple[str, int, bytes]]) -> None: ...
-    async def erase(self, shard: int, term: int, contexts: list[tuple[str, int]]) -> None: ...
-
 
 @dataclass(frozen=True, slots=True)
 class ArchiverOptions:
@@ -65,39 +47,6 @@ class ArchiverOptions:
     limits: BatchLimits = field(default_factory=BatchLimits)
     lag_warn_bytes: int = 1 << 30
     shards_at_once: int = 4
-
-
-@dataclass(slots=True)
-class ArchiveCounters:
-    """What metrics tell. `failures` by cause; `cause` is that of the last turn, empty if it went well."""
-
-    messages: int = 0
-    bytes: int = 0
-    trimmed: int = 0
-    batches: int = 0
-    erased: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-    is_healthy: bool = False
-    is_late: bool = False
-    cause: str = "connecting"
-    reason: str = "It has not been connected yet."
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """How a shard's turn went: whether the archive took something, and whether there is more."""
-
-    has_written: bool = False
-    has_more: bool = False
-
-
-@dataclass(slots=True)
-class _Led:
-    """A shard that this node leads: the term, and what waits to be archived."""
-
-    term: int
-    behind: Backlog
-    is_scanned: bool = False
 
 
 @dataclass(slots=True)
@@ -124,14 +73,13 @@ class Archiver:
         self.counters = ArchiveCounters()
         self._shards, self._archive, self._options = shards, archive, options
         self._cluster_id, self._now_ms, self._jitter = cluster_id, now_ms, jitter
-        self._led: dict[int, _Led] = {}
+        self._led: dict[int, Led] = {}
         self._turns: dict[int, asyncio.Task[Turn]] = {}
         """Under way, by shard: one that waits for Postgres does not keep the others from their next."""
         self._late: dict[int, _Late] = {}
         self._free = asyncio.Semaphore(options.shards_at_once)
         self._loop = asyncio.get_running_loop()
-        self._policies: tuple[int, list[tuple[str, int, bytes]]] = (0, [])
-        """What was written of the system group, and in which term."""
+        self._copier = Copier(archive, self.counters, options.limits, now_ms)
         self._is_open = False
         self._backoff_s = BACKOFF_MIN_S
         self._retry_at = self._ping_at = 0.0
@@ -226,7 +174,7 @@ class Archiver:
             await asyncio.sleep(min(left_s, STOCK_S))
             return True
         if not self._is_open:
-            await self._archive.open(self._cluster_id())
+            self._copier.archive_id = await self._archive.open(self._cluster_id())
             self._is_open = True
         self._begin_turns(led)
         if self._turns:
@@ -282,7 +230,7 @@ class Archiver:
             term = replica.group.status().term
             known = self._led.get(replica.shard)
             if known is None or known.term != term:
-                known = self._led[replica.shard] = _Led(term, Backlog(self._now_ms, self._options.limits.is_behind))
+                known = self._led[replica.shard] = Led(term, Backlog(self._now_ms, self._options.limits.is_behind))
             if not known.is_scanned:
                 try:
                     await self._scan(replica, known)
@@ -291,7 +239,7 @@ class Archiver:
         self._tell_if_late()
         return led
 
-    async def _scan(self, replica: Replica, led: _Led) -> None:
+    async def _scan(self, replica: Replica, led: Led) -> None:
         """Find what is not archived: a leader that was none before does not know."""
         # First those in memory: one that is not stored yet when its turn comes is noted, and one that is stored by then is on a page.
         contexts = replica.machine.contexts
@@ -322,63 +270,16 @@ class Archiver:
             logger.info("the archive is not late any more: %d bytes wait", waiting)
             counters.is_late = False
 
-    # --- one shard ------------------------------------------------------------------------------------------------------
-
     async def _turn(self, replica: Replica) -> Turn:
-        """Copy one batch of a shard, and erase what was purged."""
         async with self._free:
             led = self._led.get(replica.shard)
             if led is None or not led.is_scanned or led.term != replica.group.status().term:
                 # What is led has changed since stock was taken.
                 return Turn()
-            try:
-                if replica.shard == SYSTEM_SHARD:
-                    return await self._copy_policies(replica, led)
-                copied = await self._copy(replica, led)
-                has_erased = await self._erase(replica, led)
-            except Fenced:
-                # Whoever leads now does it. If it is this node after all, its term is a newer one soon.
+            turn = await self._copier.turn(replica, led)
+            if led.is_over and self._led.get(replica.shard) is led:
                 self._led.pop(replica.shard, None)
-                return Turn(has_written=True)
-            except (Refusal, StorageError) as error:
-                logger.info("shard %d is archived later: %s", replica.shard, error)
-                return Turn()
-            return Turn(copied.has_written or has_erased, copied.has_more)
-
-    async def _copy(self, replica: Replica, led: _Led) -> Turn:
-        batch = next_batch(replica, list(led.behind), self._options.limits)
-        for context_id in batch.idle:
-            led.behind.drop(context_id)
-        if not batch.marks:
-            return Turn()
-        await self._archive.write(replica.shard, led.term, batch.messages, batch.contexts)
-        # Only now: what Postgres has not committed is not confirmed, and what is not confirmed is not trimmed (H6).
-        accepted(await replica.propose(NoteArchived(self._now_ms(), tuple(batch.marks))))
-        self.counters.batches += 1
-        self.counters.messages += len(batch.messages)
-        self.counters.bytes += batch.bytes
-        self.counters.trimmed += batch.trimmed
-        for mark in batch.marks:
-            led.behind.copied(replica, replica.context(mark.context_id), mark.context_id, batch.sizes[mark.context_id])
-        return Turn(has_written=True, has_more=batch.is_full(self._options.limits))
-
-    async def _erase(self, replica: Replica, led: _Led) -> bool:
-        """Whether there was something to erase."""
-        purged = list(replica.machine.erasures)[: self._options.limits.messages]
-        if purged:
-            await self._archive.erase(replica.shard, led.term, purged)
-            accepted(await replica.propose(NoteArchived(self._now_ms(), erased=tuple(purged))))
-            self.counters.erased += len(purged)
-        return bool(purged)
-
-    async def _copy_policies(self, system: Replica, led: _Led) -> Turn:
-        """The named policies, all of them whenever any has changed: there are few."""
-        rows = [(name, one.record.generation, _encode(one.record)) for name, one in sorted(system.machine.policies.items())]
-        if self._policies == (led.term, rows):
-            return Turn()
-        await self._archive.write_policies(SYSTEM_SHARD, led.term, rows)
-        self._policies = (led.term, rows)
-        return Turn(has_written=True)
+            return turn
 
 
 def is_led(replica: Replica) -> bool:

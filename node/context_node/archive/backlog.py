@@ -11,7 +11,7 @@ from datetime import datetime
 
 import msgspec
 
-from context_node.contexts.context import Context, Head, read_head
+from context_node.contexts.context import Context, Head, archived_upto, read_head
 from context_node.runtime.histories import hot_history
 from context_node.runtime.replica import Replica
 from context_node.runtime.state_rows import ContextRow
@@ -34,7 +34,7 @@ class Backlog:
     """Iterating gives the ids of contexts, those first whose turn is next. `messages` and `bytes` are totals. `is_behind` tells by its head
     whether a context waits, be it without a message: its configuration may be new, or it may have messages to lose."""
 
-    def __init__(self, now_ms: Callable[[], int], is_behind: Callable[[Head], bool]) -> None:
+    def __init__(self, now_ms: Callable[[], int], is_behind: Callable[[Head, int], bool]) -> None:
         self.messages = self.bytes = 0
         self._now_ms = now_ms
         self._is_behind = is_behind
@@ -70,26 +70,28 @@ class Backlog:
         so that a long history holds up no other."""
         _, _, before = self._waiting.get(context_id, (0, 0, 0))
         self.drop(context_id)
-        if context is None or not self._is_behind(context.head):
+        if context is None or not self._is_behind(context.head, replica.machine.archive_epoch):
             return
-        count = context.head.last_seq - context.head.archived_seq
-        first = list(hot_history(replica, context, context.head.archived_seq + 1, context.head.archived_seq + min(1, count)))
+        archived = archived_upto(context.head, replica.machine.archive_epoch)
+        count = context.head.last_seq - archived
+        first = list(hot_history(replica, context, archived + 1, archived + min(1, count)))
         self._put(context_id, first, count, max(before - size, sum(len(body) for _, body in first)))
 
     def find(self, replica: Replica, context: Context) -> None:
         """A context that is in memory, as a new leader finds it."""
         head = context.head
-        if self._is_behind(head):
-            last = min(head.last_seq, head.archived_seq + SAMPLED)
-            first = list(hot_history(replica, context, head.archived_seq + 1, last))
-            self._estimate(context.id, first, head.last_seq - head.archived_seq)
+        if self._is_behind(head, replica.machine.archive_epoch):
+            archived = archived_upto(head, replica.machine.archive_epoch)
+            first = list(hot_history(replica, context, archived + 1, min(head.last_seq, archived + SAMPLED)))
+            self._estimate(context.id, first, head.last_seq - archived)
 
     def find_stored(self, replica: Replica, row: ContextRow) -> None:
         """A context that is on disk only."""
         head = read_head(row.record)
-        if self._is_behind(head):
-            first = replica.store.page(row.ordinal, head.archived_seq + 1, head.last_seq, SAMPLED)
-            self._estimate(row.id, first, head.last_seq - head.archived_seq)
+        if self._is_behind(head, replica.machine.archive_epoch):
+            archived = archived_upto(head, replica.machine.archive_epoch)
+            first = replica.store.page(row.ordinal, archived + 1, head.last_seq, SAMPLED)
+            self._estimate(row.id, first, head.last_seq - archived)
 
     def _estimate(self, context_id: str, first: list[tuple[int, bytes]], count: int) -> None:
         self.drop(context_id)

@@ -5,12 +5,12 @@ seq, beginning behind its mark; a batch's marks say nothing that its rows do not
 one has confirmed, never beyond (H6).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, context_row, message_row, told_of
 from context_node.contexts.commands import Archived
-from context_node.contexts.context import Context, Head, IdRow
+from context_node.contexts.context import Context, Head, IdRow, archived_upto
 from context_node.runtime.histories import hot_rows
 from context_node.runtime.replica import Replica
 
@@ -27,10 +27,11 @@ class BatchLimits:
     bytes: int = 8 << 20
     tail_keep: int | None = None
 
-    def is_behind(self, head: Head) -> bool:
+    def is_behind(self, head: Head, archive_epoch: int) -> bool:
         """Whether the archive lacks anything of a context, or the context has something to lose to it."""
         return (
-            head.archived_seq < head.last_seq
+            head.archive_epoch != archive_epoch
+            or head.archived_seq < head.last_seq
             or head.archived_revision < head.revision
             or self.trim_to(head, head.archived_seq) > head.trimmed_seq
         )
@@ -62,22 +63,22 @@ class Batch:
             or self.trimmed >= TRIMMED_AT_ONCE
         )
 
-    def add(self, replica: Replica, context: Context, limits: BatchLimits) -> None:
-        """What comes next of a context."""
+    def add(self, replica: Replica, context: Context, limits: BatchLimits, held: int) -> None:
+        """What comes next of a context of which the archive has messages up to `held`."""
         head = context.head
-        last = min(head.last_seq, head.archived_seq + limits.messages - len(self.messages))
-        copied = self._take(replica, context, last, limits.bytes)
+        last = min(head.last_seq, held + limits.messages - len(self.messages))
+        copied = self._take(replica, context, held, last, limits.bytes)
         trim_to = min(limits.trim_to(head, copied), head.trimmed_seq + TRIMMED_AT_ONCE - self.trimmed)
         self.trimmed += trim_to - head.trimmed_seq
-        self.contexts.append(context_row(context, copied))
+        self.contexts.append(context_row(context, copied, held))
         self.marks.append(Archived(context.id, head.incarnation, copied, head.revision, trim_to))
 
-    def _take(self, replica: Replica, context: Context, last: int, bytes_max: int) -> int:
-        """Add messages up to `last`, or fewer if they are large; up to where they were added."""
+    def _take(self, replica: Replica, context: Context, held: int, last: int, bytes_max: int) -> int:
+        """Add messages behind `held` up to `last`, or fewer if they are large; up to where they were added."""
         head = context.head
-        copied, before = head.archived_seq, self.bytes
+        copied, before = held, self.bytes
         taken = []
-        for one in hot_rows(replica, context, head.archived_seq + 1, last):
+        for one in hot_rows(replica, context, held + 1, last):
             taken.append((one, told_of(one.body)))
             copied = one.seq
             self.bytes += len(one.body)
@@ -92,17 +93,18 @@ class Batch:
         return copied
 
 
-def next_batch(replica: Replica, waiting: Iterable[str], limits: BatchLimits) -> Batch:
-    """The next batch of a shard, of the contexts that wait in this order."""
-    batch = Batch()
+def next_batch(replica: Replica, waiting: Iterable[str], limits: BatchLimits, again: Mapping[str, int]) -> Batch:
+    """The next batch of a shard, of the contexts that wait in this order. `again`: of contexts that are copied again, up to where that was
+    done."""
+    batch, epoch = Batch(), replica.machine.archive_epoch
     for context_id in waiting:
         if batch.is_full(limits):
             break
         context = replica.context(context_id)
-        if context is None or not limits.is_behind(context.head):
+        if context is None or not (context_id in again or limits.is_behind(context.head, epoch)):
             batch.idle.append(context_id)
         else:
-            batch.add(replica, context, limits)
+            batch.add(replica, context, limits, again.get(context_id, archived_upto(context.head, epoch)))
     return batch
 
 

@@ -7,7 +7,8 @@ a schema that is newer than this version is not touched.
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,15 @@ class Fenced(ArchiveError):
         super().__init__("fenced", f"a newer leader of shard {shard} writes to the archive")
 
 
+class Behind(ArchiveError):
+    """The archive has less of contexts than it had confirmed: it was brought back from a backup, or somebody deleted rows. `held`: by
+    context up to where it has messages by its own account."""
+
+    def __init__(self, held: Mapping[str, int]) -> None:
+        super().__init__("hole", f"the archive has less than it had confirmed of {len(held)} contexts: was it brought back from a backup?")
+        self.held = held
+
+
 @dataclass(frozen=True, slots=True)
 class PostgresOptions:
     """`dsn`: a libpq connection URI (its `sslmode` and `sslrootcert` say how far the server is trusted). `schema`: the archive's own.
@@ -61,9 +71,9 @@ class Postgres:
         self._patience_ms = 0
         self._pool: asyncpg.Pool[Any] | None = None
 
-    async def open(self, cluster_id: str, *, only_reads: bool = False) -> None:
-        """Connect, and bring the schema up to this version; with `only_reads` see that it is this cluster's and change nothing. Raises
-        `ArchiveError`; may be called again then."""
+    async def open(self, cluster_id: str, *, only_reads: bool = False) -> str:
+        """Connect, and bring the schema up to this version; with `only_reads` see that it is this cluster's and change nothing. Gives the
+        archive's id, which goes with its tables wherever they are copied. Raises `ArchiveError`; may be called again then."""
         await self.close()
         options = self._options()
         self._schema = '"' + options.schema.replace('"', '""') + '"'
@@ -81,9 +91,10 @@ class Postgres:
             try:
                 async with self._connection() as connection, connection.transaction():
                     if only_reads:
-                        self._check_owner(await connection.fetchval(sql.OWNER.format(schema=self._schema)), options.schema, cluster_id)
-                    else:
-                        await self._migrate(connection, options.schema, cluster_id)
+                        held = dict(await connection.fetch(sql.META.format(schema=self._schema)))
+                        self._check_owner(held.get("cluster_id"), options.schema, cluster_id)
+                        return str(held["archive_id"])
+                    return await self._migrate(connection, options.schema, cluster_id)
             except BaseException:
                 await self.close()
                 raise
@@ -107,14 +118,15 @@ class Postgres:
             async with self._connection() as connection:
                 await connection.execute("SELECT 1")
 
-    async def _migrate(self, connection: Any, schema: str, cluster_id: str) -> None:
+    async def _migrate(self, connection: Any, schema: str, cluster_id: str) -> str:
+        """Gives the archive's id."""
         await connection.execute("SELECT pg_advisory_xact_lock($1)", ADVISORY_LOCK)
         # Asked for first: `IF NOT EXISTS` needs the right to make what is there already, and nobody has to keep that.
         if not await connection.fetchval(sql.HAS_SCHEMA, schema):
             await connection.execute(sql.MAKE_SCHEMA.format(schema=self._schema))
         if not await connection.fetchval(sql.HAS_META, schema):
             await connection.execute(sql.MAKE_META.format(schema=self._schema))
-        held = dict(await connection.fetch(f"SELECT key, value FROM {self._schema}.meta"))
+        held = dict(await connection.fetch(sql.META.format(schema=self._schema)))
         self._check_owner(held.get("cluster_id", cluster_id), schema, cluster_id)
         version = int(held.get("version", 0))
         if version > len(sql.MIGRATIONS):
@@ -124,10 +136,11 @@ class Postgres:
             )
         for migration in sql.MIGRATIONS[version:]:
             await connection.execute(migration.format(schema=self._schema))
-        if version == len(sql.MIGRATIONS):
-            return
-        put = f"INSERT INTO {self._schema}.meta VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-        await connection.executemany(put, [("cluster_id", cluster_id), ("version", str(len(sql.MIGRATIONS)))])
+        archive_id: str = held.get("archive_id") or uuid.uuid4().hex
+        if version < len(sql.MIGRATIONS):
+            told = [("cluster_id", cluster_id), ("version", str(len(sql.MIGRATIONS))), ("archive_id", archive_id)]
+            await connection.executemany(sql.PUT_META.format(schema=self._schema), told)
+        return archive_id
 
     @staticmethod
     def _check_owner(owner: str | None, schema: str, cluster_id: str) -> None:
@@ -137,8 +150,11 @@ class Postgres:
             )
 
     async def write(self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]) -> None:
-        """Copy messages, and note how far contexts are, in one transaction. Raises `Fenced`, `ArchiveError`."""
+        """Copy messages, and note how far contexts are, in one transaction. Raises `Fenced`, `Behind`, `ArchiveError`."""
         async with self._fenced(shard, term) as connection:
+            asked = ([one.context_id for one in contexts], [one.incarnation for one in contexts], [one.held for one in contexts])
+            if behind := await connection.fetch(sql.LESS_THAN.format(schema=self._schema), *asked):
+                raise Behind(dict(behind))
             if messages:
                 await connection.execute(sql.PUT_MESSAGES.format(schema=self._schema), *message_columns(messages))
             await connection.execute(sql.PUT_CONTEXTS.format(schema=self._schema), *context_columns(contexts, shard))

@@ -45,11 +45,13 @@ class ArchivedMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 class ArchivedContext(msgspec.Struct, frozen=True, gc=False):
-    """A context as of `revision`: all its messages up to `seq` are there. `metadata` is JSON, `record` what nodes store of it."""
+    """A context as of `revision`: with this batch all its messages up to `seq` are there, and those up to `held` were before. `metadata` is
+    JSON, `record` what nodes store of it."""
 
     context_id: str
     incarnation: int
     seq: int
+    held: int
     revision: int
     status: str
     metadata: bytes
@@ -68,13 +70,14 @@ def message_row(context_id: str, incarnation: int, seq: int, raw: bytes, info: b
     return ArchivedMessage(context_id, incarnation, seq, raw, told, _encode(MessageData(info, id_row)))
 
 
-def context_row(context: Context, seq: int) -> ArchivedContext:
-    """A context as it is now, with its messages up to `seq`."""
+def context_row(context: Context, seq: int, held: int) -> ArchivedContext:
+    """A context as it is now, with its messages up to `seq`, of which the archive has those up to `held`."""
     head = context.head
     return ArchivedContext(
         context.id,
         head.incarnation,
         seq,
+        held,
         head.revision,
         context.status,
         head.metadata,

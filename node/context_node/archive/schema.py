@@ -62,6 +62,12 @@ RAISE_FENCE: Final = (
     " set_config('statement_timeout', $3::bigint::text, true) FROM raised"
 )
 
+LESS_THAN: Final = (
+    "SELECT c, coalesce(held.archived_seq, 0) FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS given(c, i, s)"
+    " LEFT JOIN {schema}.contexts AS held ON held.context_id = c AND held.incarnation = i WHERE coalesce(held.archived_seq, 0) < s"
+)
+"""The contexts of which the archive has less than is believed, with what it has."""
+
 PUT_MESSAGES: Final = (
     "INSERT INTO {schema}.messages (context_id, incarnation, seq, role, token_count, inserted_at, raw, body, node_data)"
     " SELECT c, i, s, r, t, a, w, CASE WHEN plain THEN w::jsonb END, n"
@@ -99,12 +105,12 @@ _READ: Final = (
 READ: Final = _READ.replace("{{order}}", "ASC")
 READ_DESCENDING: Final = _READ.replace("{{order}}", "DESC")
 
-OWNER: Final = "SELECT value FROM {schema}.meta WHERE key = 'cluster_id'"
+META: Final = "SELECT key, value FROM {schema}.meta"
+PUT_META: Final = "INSERT INTO {schema}.meta VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
 # What `contextstore restore` and `verify-archive` ask. Ids are ordered by their bytes, as the nodes order them, whatever the database's
 # collation is. Large records are read one by one.
 HELD: Final = "SELECT to_regclass($1) IS NOT NULL"
-META: Final = "SELECT key, value FROM {schema}.meta"
 TOTALS: Final = "SELECT count(*), coalesce(sum(archived_seq), 0)::bigint FROM {schema}.contexts WHERE starts_with(context_id, $1)"
 POLICIES: Final = "SELECT node_data FROM {schema}.policies ORDER BY name"
 CONTEXTS: Final = (

@@ -8,11 +8,27 @@ of it is a change that a client sees.
 from collections.abc import Iterable
 
 from context_node.contexts.changes import rowid
-from context_node.contexts.commands import NoteArchived, Restored
+from context_node.contexts.commands import NoteArchived, Restored, UseArchive
 from context_node.contexts.context import Context
 from context_node.contexts.items import LIVE
+from context_node.contexts.refusals import Unprocessable
 from context_node.contexts.replies import Done, Reply
 from context_node.contexts.shard_state import ShardState
+
+
+def use_archive(state: ShardState, command: UseArchive) -> Reply:
+    """Begin with an archive. Raises `Unprocessable` where another one has messages that are nowhere else."""
+    if command.archive_id == state.archive_id:
+        return Done()
+    if state.has_trimmed:
+        raise Unprocessable(
+            f"Messages of this shard are in archive {state.archive_id} only, and this one is {command.archive_id}: use that one, or copy "
+            "it whole, with its meta table.",
+            archive_id=state.archive_id,
+        )
+    state.archive_id = command.archive_id
+    state.archive_epoch += 1
+    return Done()
 
 
 def note_archived(state: ShardState, command: NoteArchived) -> Reply:
@@ -23,6 +39,9 @@ def note_archived(state: ShardState, command: NoteArchived) -> Reply:
         if context is None or context.head.incarnation != mark.incarnation:
             continue
         head = context.head
+        if head.archive_epoch != state.archive_epoch:
+            head.archived_seq = head.archived_revision = 0
+            head.archive_epoch = state.archive_epoch
         if head.archived_seq < mark.seq <= head.last_seq:
             head.archived_seq = mark.seq
         if head.archived_revision < mark.revision <= head.revision:
@@ -30,6 +49,7 @@ def note_archived(state: ShardState, command: NoteArchived) -> Reply:
         upto = min(mark.trimmed_seq, head.archived_seq)
         if upto > head.trimmed_seq:
             head.trimmed_seq = upto
+            state.has_trimmed = True
             # From the first message on: what an earlier trim had to leave in the window may have left it since.
             gone[context.ordinal] = list(_gaps(context.held_ranges(upto), upto))
         state.changes.touch(context)

@@ -160,6 +160,13 @@ class NoteArchived(msgspec.Struct, frozen=True, array_like=True, tag="archived/1
     erased: tuple[tuple[str, int], ...] = ()
 
 
+class UseArchive(msgspec.Struct, frozen=True, array_like=True, tag="archive/1"):
+    """From here on marks are of this archive. If it is another than before, everything is to be copied anew."""
+
+    at_ms: int
+    archive_id: str
+
+
 class RewriteWindow(msgspec.Struct, frozen=True, array_like=True, tag="rewrite/1"):
     """Put `replacement` in place of a range of the window (`covers`), or of all of it up to `through_seq`."""
 
@@ -297,7 +304,7 @@ ContextCommand = (
 )
 PolicyCommand = PutPolicyCommand | DeletePolicyCommand | CopyPolicy
 ClusterCommand = RegisterNode1 | RegisterNode | MarkNode | SetReplication | RaiseLevel | AdvanceEpoch
-Command = ContextCommand | PolicyCommand | ClusterCommand | Compare | NoteArchived
+Command = ContextCommand | PolicyCommand | ClusterCommand | Compare | NoteArchived | UseArchive
 
 encode_command = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -58,8 +58,9 @@ def derived_target(trigger_ratio: float) -> float:
 
 class Head(msgspec.Struct, array_like=True):
     """The part of a record that is read without the window (lists need no more). `key_number` is that of the newest idempotency
-    key; keys below `keys_from` or from before `keys_since_ms` are forgotten for good, whatever the settings become. The archive has the
-    record of `archived_revision`; messages up to `trimmed_seq` are there only, but for those that the window holds."""
+    key; keys below `keys_from` or from before `keys_since_ms` are forgotten for good, whatever the settings become. The archive has
+    messages up to `archived_seq` and the record of `archived_revision`, if `archive_epoch` is the shard's: else it is another archive
+    (`archived_upto`). Messages up to `trimmed_seq` are there only, but for those that the window holds."""
 
     status: int
     incarnation: int
@@ -79,6 +80,7 @@ class Head(msgspec.Struct, array_like=True):
     keys_since_ms: int = 0
     archived_revision: int = 0
     trimmed_seq: int = 0
+    archive_epoch: int = 0
 
 
 class WindowRecord(msgspec.Struct, array_like=True):
@@ -207,6 +209,11 @@ class Context:
             self.rewritten_floor,
         )
         return _encode(Record(self.head, msgspec.Raw(_encode(stored))))
+
+
+def archived_upto(head: Head, archive_epoch: int) -> int:
+    """Up to where the archive that the shard uses now has confirmed a context's messages."""
+    return head.archived_seq if head.archive_epoch == archive_epoch else 0
 
 
 def read_head(record: bytes) -> Head:

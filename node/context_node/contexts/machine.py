@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from context_node.contexts import pinning, rewriting
-from context_node.contexts.archiving import bring_back, note_archived
+from context_node.contexts.archiving import bring_back, note_archived, use_archive
 from context_node.contexts.changes import rowid
 from context_node.contexts.checks import check_active, check_drafts, check_guards, check_whole
 from context_node.contexts.cluster import AdvanceEpoch, MarkNode, RaiseLevel, RegisterNode, RegisterNode1, SetReplication
@@ -34,6 +34,7 @@ from context_node.contexts.commands import (
     RestoreContext,
     RewriteWindow,
     Tombstone,
+    UseArchive,
 )
 from context_node.contexts.compaction import NOTHING, Outcome, compact
 from context_node.contexts.configuring import changed_config, first_config, merge_patch
@@ -84,6 +85,8 @@ class Machine(ShardState):
                 return self._tombstone(command)
             case Purge() | PurgeEverywhere():
                 return self._purge(command)
+            case UseArchive():
+                return use_archive(self, command), None
             case NoteArchived():
                 return note_archived(self, command), Event("erased", "") if command.erased else None
             case RewriteWindow():

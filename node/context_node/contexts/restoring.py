@@ -206,6 +206,7 @@ def _finish(
         last_seq=own.last_seq,
         archived_seq=own.archived_seq,
         archived_revision=own.archived_revision,
+        archive_epoch=own.archive_epoch,
         trimmed_seq=own.trimmed_seq,
         policy_generation=generation,
         key_number=0,

@@ -52,6 +52,12 @@ class ShardState:
         """Used in the system group only."""
         self.erasures: dict[tuple[str, int], None] = {}
         """Contexts, as (id, incarnation), that were purged here and that the archive may still hold; in the order of their purges."""
+        self.archive_id = ""
+        """Which archive the marks are of; empty before the first."""
+        self.archive_epoch = 0
+        """How many archives there have been. Marks of an earlier one count for nothing."""
+        self.has_trimmed = False
+        """Whether messages have left the hot store: then this archive has what no other has."""
         self.changes = Changes()
         self._stamp = (-1, b"")
 
@@ -119,6 +125,7 @@ class ShardState:
             used_tokens=0,
             key_number=0,
             policy_generation=0,
+            archive_epoch=self.archive_epoch,
         )
         context = Context(context_id, self.next_ordinal, head, Window(), places=[])
         self.next_ordinal += 1

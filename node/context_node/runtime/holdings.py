@@ -142,6 +142,7 @@ class Holdings:
         machine = Machine(clock_ms=applied.clock_ms, next_ordinal=kept.next_ordinal)
         machine.cluster = ClusterState.decode(kept.cluster)
         machine.erasures = dict.fromkeys(kept.erasures)
+        machine.archive_id, machine.archive_epoch, machine.has_trimmed = kept.archive_id, kept.archive_epoch, kept.has_trimmed
         for row in store.policies():
             stored = policy_decoder.decode(row.record)
             machine.policies[row.name] = policy_of(stored.record, stored.users)

@@ -16,9 +16,9 @@ import msgspec
 from context_node.contexts.checks import check_whole
 from context_node.contexts.commands import PolicySpec, Rules
 from context_node.contexts.compaction import Plan, needs_compaction
-from context_node.contexts.context import STATUSES, Context, Head, derived_target, read_head
+from context_node.contexts.context import STATUSES, Context, Head, archived_upto, derived_target, read_head
 from context_node.contexts.fitting import fit
-from context_node.contexts.machine import not_found
+from context_node.contexts.machine import Machine, not_found
 from context_node.contexts.policies import Policy
 from context_node.contexts.refusals import CursorAhead, Unavailable, VersionConflict
 from context_node.contexts.render import REVISION, Rendered, render_window
@@ -333,16 +333,16 @@ def merged_page(pages: "Sequence[list[Listed]]", request: ListContexts) -> tuple
 
 def stored_view(replica: Replica, row: Any) -> ContextView:
     """A context as GET shows it, from its stored record alone."""
-    return _view(row.id, read_head(row.record), replica.machine.policies)
+    return _view(row.id, read_head(row.record), replica.machine)
 
 
 def view_of(replica: Replica, context: Context) -> ContextView:
     """A context as GET shows it."""
     context.head.used_tokens = context.window.tokens
-    return _view(context.id, context.head, replica.machine.policies)
+    return _view(context.id, context.head, replica.machine)
 
 
-def _view(context_id: str, head: Head, policies: dict[str, Policy]) -> ContextView:
+def _view(context_id: str, head: Head, machine: Machine) -> ContextView:
     config = head.config
     return ContextView(
         id=context_id,
@@ -350,14 +350,14 @@ def _view(context_id: str, head: Head, policies: dict[str, Policy]) -> ContextVi
         token_budget=config.token_budget,
         trigger_ratio=config.trigger_ratio,
         target_ratio=derived_target(config.trigger_ratio) if config.target_ratio is None else config.target_ratio,
-        policy=_policy_view(config.policy, policies),
+        policy=_policy_view(config.policy, machine.policies),
         tokenizer=config.tokenizer,
         metadata=msgspec.json.decode(head.metadata),
         version=head.version,
         revision=head.revision,
         incarnation=str(head.incarnation),
         last_seq=head.last_seq,
-        archived_seq=head.archived_seq,
+        archived_seq=archived_upto(head, machine.archive_epoch),
         used_tokens=head.used_tokens,
         created_at_ms=head.created_at_ms,
         updated_at_ms=head.updated_at_ms,

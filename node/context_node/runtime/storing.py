@@ -20,6 +20,9 @@ class MachineRecord(msgspec.Struct, frozen=True, array_like=True):
     next_ordinal: int = 1
     cluster: bytes = b""
     erasures: tuple[tuple[str, int], ...] = ()
+    archive_id: str = ""
+    archive_epoch: int = 0
+    has_trimmed: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -34,7 +37,14 @@ def machine_record(data: bytes) -> MachineRecord:
 
 def applied_of(machine: Machine, index: int, term: int, conf_state: bytes) -> Applied:
     """How far a machine is."""
-    record = MachineRecord(machine.next_ordinal, machine.cluster.encode(), tuple(machine.erasures))
+    record = MachineRecord(
+        machine.next_ordinal,
+        machine.cluster.encode(),
+        tuple(machine.erasures),
+        machine.archive_id,
+        machine.archive_epoch,
+        machine.has_trimmed,
+    )
     return Applied(index, term, conf_state, machine.clock_ms, _encode(record))
 
 
