@@ -21,6 +21,9 @@ from context_node.contexts.commands import Restored
 
 CLOSE_S = 2.0
 
+ROWS_AT_ONCE = 200
+"""So many messages go in one statement. To encode a whole batch would hold the event loop, and who writes meanwhile, for several ms."""
+
 ADVISORY_LOCK = 0x636F6E74
 """`pg_advisory_xact_lock` of whoever migrates: of several nodes that start together one does."""
 
@@ -155,8 +158,9 @@ class Postgres:
             asked = ([one.context_id for one in contexts], [one.incarnation for one in contexts], [one.held for one in contexts])
             if behind := await connection.fetch(sql.LESS_THAN.format(schema=self._schema), *asked):
                 raise Behind(dict(behind))
-            if messages:
-                await connection.execute(sql.PUT_MESSAGES.format(schema=self._schema), *message_columns(messages))
+            for at in range(0, len(messages), ROWS_AT_ONCE):
+                columns = message_columns(messages[at : at + ROWS_AT_ONCE])
+                await connection.execute(sql.PUT_MESSAGES.format(schema=self._schema), *columns)
             await connection.execute(sql.PUT_CONTEXTS.format(schema=self._schema), *context_columns(contexts, shard))
 
     async def write_policies(self, shard: int, term: int, policies: Sequence[tuple[str, int, bytes]]) -> None:
