@@ -1,12 +1,14 @@
 """What an archive costs the writers, and whether it keeps up: three nodes of ours with Postgres beside them on the same cores and disk.
 
 `peak`: most single appends and most messages in batches of 10 by a closed loop. `pair`: an open loop at half of the peak of single appends,
-then the closed loop again, latencies from when each append was due. Both by turns on two clusters, one with an archive and one without, in
-one go; the archive is let finish before the other's turn. `copy`: `--messages` messages, each with a number of its own, in batches of 10 as
-fast as the nodes take them: how far the archive is behind at the end and until it has all; then every context's export beside its rows,
-byte for byte. `cold` (with `--tail-keep`): a page of 100 of the oldest messages beside one of the newest. Postgres syncs every commit.
+latencies from when each append was due. Both by turns on two clusters, one with an archive and one without, over several pairs of them in
+one go; the archive is let finish before the other's turn. `--control` leaves the archive out. `copy`: `--messages` messages, each with a
+number of its own, in batches of 10 as fast as the nodes take them: how far the archive is behind at the end and until it has all; then
+every context's export beside its rows, byte for byte. `cold` (with `--tail-keep`): a page of 100 of the oldest messages beside one of the
+newest. Postgres syncs every commit.
 
-    bench/archive.py [peak pair copy cold] [--rounds 8] [--seconds 8] [--connections 64] [--rate 0] [--messages 1000000] [--tail-keep 1000]
+    bench/archive.py [peak pair copy cold] [--rounds 8] [--seconds 8] [--pairs 2] [--control] [--rate 0]
+                     [--messages 1000000] [--tail-keep 1000]
 
 Needs Go, which builds the load.
 """
@@ -75,7 +77,7 @@ def cpu_of_tree_s(pid: int) -> float:
 @contextlib.contextmanager
 def archiving(folder: Path, postgres: PostgresServer, *settings: str) -> Iterator[System]:
     """Three nodes with an archive."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     uri = folder / "uri"
     uri.write_text(postgres.dsn)
     with ours(folder, "--archive-postgres-file", str(uri), *settings) as system:
@@ -84,9 +86,29 @@ def archiving(folder: Path, postgres: PostgresServer, *settings: str) -> Iterato
 
 
 @contextlib.contextmanager
-def both(folder: Path) -> Iterator[Pair]:
-    (folder / "without").mkdir()
-    with postgres_server(*SYNCED) as postgres, archiving(folder / "with", postgres) as on, ours(folder / "without") as off:
+def without(folder: Path) -> Iterator[System]:
+    """Three nodes without one."""
+    folder.mkdir(parents=True)
+    with ours(folder) as system:
+        yield system
+
+
+@contextlib.contextmanager
+def both(folder: Path, is_control: bool, is_off_first: bool) -> Iterator[Pair]:
+    """Two new clusters, of which no start is the first always; in a control neither has an archive."""
+    with postgres_server(*SYNCED) as postgres, contextlib.ExitStack() as stack:
+
+        def start_on() -> System:
+            where = folder / "with"
+            return stack.enter_context(without(where) if is_control else archiving(where, postgres))
+
+        def start_off() -> System:
+            return stack.enter_context(without(folder / "without"))
+
+        if is_off_first:
+            off, on = start_off(), start_on()
+        else:
+            on, off = start_on(), start_off()
         yield Pair(on, off, postgres)
 
 
@@ -129,14 +151,13 @@ def one_round(pair: Pair, system: System, work: str, connections: int, seconds: 
         until_archived(system)
 
 
-def rounds(pair: Pair, work: str, options: argparse.Namespace, rate: float = 0.0) -> tuple[Side, Side]:
+def rounds(pair: Pair, work: str, options: argparse.Namespace, sides: tuple[Side, Side], rate: float = 0.0) -> None:
     """Both clusters by turns; the first turn of each is a warm-up, and which is first changes."""
-    on, off = Side(), Side()
-    for number in range(options.rounds + 1):
+    on, off = sides
+    for number in range(max(1, options.rounds // options.pairs) + 1):
         turns = [(pair.on, on), (pair.off, off)]
         for system, side in turns if number % 2 else reversed(turns):
             one_round(pair, system, work, options.connections, options.seconds, rate, side if number else Side())
-    return on, off
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -165,19 +186,27 @@ def report(what: str, unit: str, on: Side, off: Side) -> None:
 
 
 def cost(folder: Path, parts: list[str], options: argparse.Namespace) -> None:
-    with both(folder) as pair:
-        rate = options.rate
-        if "peak" in parts or not rate:
-            on, off = rounds(pair, "single", options)
-            report(f"single appends as fast as they go, {options.connections} connections", "writes/s", on, off)
-            rate = rate or statistics.median(off.rates) / 2
-        if "peak" in parts:
-            on, off = rounds(pair, "batch", options)
-            report(f"batches of {BATCH} as fast as they go, {options.connections} connections", "messages/s", on, off)
-        if "pair" in parts:
-            on, off = rounds(pair, "single", options, rate)
-            why = "as asked for" if options.rate else "half of the peak without an archive"
-            report(f"single appends, {rate:,.0f} due each second ({why})", "writes/s", on, off)
+    """Over several pairs of clusters: leaders fall where they fall, so that of two equal clusters one is quicker all the time."""
+    peak, batch, loaded = ((Side(), Side()) for _ in range(3))
+    rate = options.rate
+    for number in range(options.pairs):
+        with both(folder / f"pair-{number}", options.control, bool(number % 2)) as pair:
+            if "peak" in parts or not rate:
+                rounds(pair, "single", options, peak)
+                rate = rate or statistics.median(peak[1].rates) / 2
+            if "peak" in parts:
+                rounds(pair, "batch", options, batch)
+            if "pair" in parts:
+                rounds(pair, "single", options, loaded, rate)
+    if options.control:
+        print("\nA control: neither cluster has an archive, and what differs is chance.")
+    if peak[0].rates:
+        report(f"single appends as fast as they go, {options.connections} connections", "writes/s", *peak)
+    if batch[0].rates:
+        report(f"batches of {BATCH} as fast as they go, {options.connections} connections", "messages/s", *batch)
+    if loaded[0].rates:
+        why = "as asked for" if options.rate else "half of the peak without an archive"
+        report(f"single appends, {rate:,.0f} due each second ({why})", "writes/s", *loaded)
 
 
 def main() -> int:
@@ -185,6 +214,8 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", choices=["peak", "pair", "copy", "cold", []], help="which (peak, pair, copy)")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each cluster in each setting (8)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of one turn (8)")
+    parser.add_argument("--pairs", type=int, default=2, help="the turns are over so many pairs of new clusters (2)")
+    parser.add_argument("--control", action="store_true", help="no archive at all, to see how much two equal clusters differ here")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.0, help="of the open loop, writes a second (half of the peak that is measured)")
     parser.add_argument("--messages", type=int, default=1_000_000, help="to be copied and compared (1,000,000)")
