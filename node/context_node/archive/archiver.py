@@ -28,6 +28,9 @@ SCANNED_AT_ONCE = 200
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 60.0
 
+SPREAD, SPREAD_MAX_S = 0.8, 1.0
+"""The turns of a round begin over this share of the flush interval, or of so many seconds."""
+
 STOCK_S = 1.0
 """How often it is seen what waits while Postgres is not to be asked yet."""
 
@@ -81,6 +84,7 @@ class Archiver:
         self._loop = asyncio.get_running_loop()
         self._copier = Copier(archive, self.counters, options.limits, now_ms)
         self._is_open = False
+        self._has_more = False
         self._backoff_s = BACKOFF_MIN_S
         self._retry_at = self._ping_at = 0.0
 
@@ -132,13 +136,14 @@ class Archiver:
         """Until cancelled."""
         try:
             while True:
+                began = self._loop.time()
                 try:
-                    has_more = await self._round()
+                    self._has_more = await self._round()
                 except Exception as error:
                     await self._fail(told(error))
                 else:
-                    if not has_more:
-                        await asyncio.sleep(self._options.flush_s)
+                    if not self._has_more:
+                        await asyncio.sleep(max(0.0, began + self._options.flush_s - self._loop.time()))
         finally:
             await self._end_turns()
             await self._archive.close()
@@ -199,10 +204,12 @@ class Archiver:
         for shard in self._late.keys() - led.keys():
             del self._late[shard]
         now = self._loop.time()
-        for shard, replica in led.items():
-            late = self._late.get(shard)
-            if shard not in self._turns and (late is None or late.again_at <= now):
-                self._turns[shard] = asyncio.create_task(self._turn(replica), name=f"archive-{shard}")
+        due = [shard for shard in led if shard not in self._turns and ((late := self._late.get(shard)) is None or late.again_at <= now)]
+        # Not all at once: who writes meanwhile would wait behind every shard's batch, and their marks' entries, instead of one's.
+        spread_s = 0.0 if self._has_more else SPREAD * min(self._options.flush_s, SPREAD_MAX_S)
+        for place, shard in enumerate(due):
+            turn = self._turn(led[shard], spread_s * place / len(due))
+            self._turns[shard] = asyncio.create_task(turn, name=f"archive-{shard}")
 
     async def _look_after_connection(self, has_written: bool) -> None:
         if not has_written:
@@ -270,7 +277,8 @@ class Archiver:
             logger.info("the archive is not late any more: %d bytes wait", waiting)
             counters.is_late = False
 
-    async def _turn(self, replica: Replica) -> Turn:
+    async def _turn(self, replica: Replica, after_s: float) -> Turn:
+        await asyncio.sleep(after_s)
         async with self._free:
             led = self._led.get(replica.shard)
             if led is None or not led.is_scanned or led.term != replica.group.status().term:
