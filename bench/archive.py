@@ -5,9 +5,9 @@ latencies from when each append was due. Both by turns on two clusters, one with
 one go; the archive is let finish before the other's turn. `--control` leaves the archive out. `copy`: `--messages` messages, each with a
 number of its own, in batches of 10 as fast as the nodes take them: how far the archive is behind at the end and until it has all; then
 every context's export beside its rows, byte for byte. `cold` (with `--tail-keep`): a page of 100 of the oldest messages beside one of the
-newest. Postgres syncs every commit.
+newest. `restore`: the archive becomes a new cluster of three nodes. Postgres syncs every commit.
 
-    bench/archive.py [peak pair copy cold] [--rounds 8] [--seconds 8] [--pairs 2] [--control] [--rate 0]
+    bench/archive.py [peak pair copy cold restore] [--rounds 8] [--seconds 8] [--pairs 2] [--control] [--rate 0]
                      [--messages 1000000] [--tail-keep 1000]
 
 Needs Go, which builds the load.
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from archive_copy import cold_pages, compare_all, copy_messages, lag_messages, until_archived
-from cluster_systems import BATCH, NODES, PEERS, System, build_peers, ours
+from cluster_systems import BATCH, NODES, PEERS, System, build_peers, our_nodes, ours
 from support.postgres import PostgresServer, postgres_server
 
 SYNCED = ("shared_buffers=256MB", "max_wal_size=4GB")
@@ -209,9 +210,24 @@ def cost(folder: Path, parts: list[str], options: argparse.Namespace) -> None:
         report(f"single appends, {rate:,.0f} due each second ({why})", "writes/s", *loaded)
 
 
+def restore(folder: Path, postgres: PostgresServer) -> bool:
+    """The archive becomes a new cluster of three, which the command itself compares with it by counts and digests."""
+    folder.mkdir(parents=True)
+    with our_nodes(folder) as (ports, _):
+        began = time.monotonic()
+        words = ["restore", "--from-postgres", "--url", f"http://127.0.0.1:{ports[0]}", "--quiet"]
+        environment = {**os.environ, "CONTEXTSTORE_ARCHIVE_POSTGRES": postgres.dsn}
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "contextstore"), *words], env=environment, capture_output=True, text=True, check=False
+        )
+        print(f"\nrestored into three new nodes in {time.monotonic() - began:.0f} s, checked by digest:")
+        print("  " + (done.stdout + done.stderr).strip().replace("\n", "\n  "), flush=True)
+    return done.returncode == 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["peak", "pair", "copy", "cold", []], help="which (peak, pair, copy)")
+    parser.add_argument("parts", nargs="*", choices=["peak", "pair", "copy", "cold", "restore", []], help="which (peak, pair, copy)")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each cluster in each setting (8)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of one turn (8)")
     parser.add_argument("--pairs", type=int, default=2, help="the turns are over so many pairs of new clusters (2)")
@@ -230,14 +246,15 @@ def main() -> int:
         folder = Path(name)
         if "peak" in parts or "pair" in parts:
             cost(folder, parts, options)
-        if "copy" in parts or "cold" in parts:
+        if {"copy", "cold", "restore"} & set(parts):
             tail = [] if options.tail_keep is None else ["--archive-tail-keep", str(options.tail_keep)]
-            with postgres_server(*SYNCED) as postgres, archiving(folder / "copying", postgres, *tail) as system:
-                count = copy_messages(system, options, load, lambda: cpu_of_tree_s(postgres.pid))
-                is_equal = compare_all(system, postgres.dsn, count)
-                if "cold" in parts:
-                    cold_pages(system)
-                if not is_equal:
+            with postgres_server(*SYNCED) as postgres:
+                with archiving(folder / "copying", postgres, *tail) as system:
+                    count = copy_messages(system, options, load, lambda: cpu_of_tree_s(postgres.pid))
+                    is_equal = compare_all(system, postgres.dsn, count)
+                    if "cold" in parts:
+                        cold_pages(system)
+                if not is_equal or ("restore" in parts and not restore(folder / "restored", postgres)):
                     return 1
     print(f"\nload average at the end: {', '.join(f'{one:.2f}' for one in os.getloadavg())}")
     return 0

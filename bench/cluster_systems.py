@@ -128,7 +128,8 @@ def until_ready(look: Any, what: str) -> Any:
 
 
 @contextlib.contextmanager
-def ours(folder: Path, *settings: str) -> Iterator[System]:
+def our_nodes(folder: Path, *settings: str) -> Iterator[tuple[list[int], list[subprocess.Popen[bytes]]]]:
+    """Our cluster, whole and empty: the ports of its nodes and their processes."""
     ports, peers = [free_port() for _ in range(NODES)], [free_port() for _ in range(NODES)]
     command = str(Path(sys.executable).parent / "contextstore")
     commands = [
@@ -149,6 +150,13 @@ def ours(folder: Path, *settings: str) -> Iterator[System]:
 
         until_ready(is_whole, "our cluster")
         time.sleep(5)  # leaderships find their places
+        yield ports, processes
+
+
+@contextlib.contextmanager
+def ours(folder: Path, *settings: str) -> Iterator[System]:
+    with our_nodes(folder, *settings) as (ports, processes):
+        url = f"http://127.0.0.1:{ports[0]}"
         leading: list[list[str]] = [[] for _ in range(NODES)]
         paths = [f"/v1/contexts/bench-{number}/messages?create=true" for number in range(CONTEXTS)]
         for path in paths:
