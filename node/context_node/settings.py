@@ -291,7 +291,7 @@ class Settings:
         "environment; never a flag",
     )
     archive_schema: str = setting(
-        "contextstore", group=ARCHIVE, low=1, high=63, pattern=r"[a-z_][a-z0-9_]*",
+        "contextstore", group=ARCHIVE, low=1, high=63, pattern=r"(?!pg_|information_schema$)[a-z_][a-z0-9_]*",
         reason="schema of the archive's tables, made if missing; a cluster needs one of its own",
     )
     archive_flush_s: float = setting(

@@ -42,11 +42,15 @@ def test_of_several_nodes_the_total_names_the_trouble_that_most_waits_for() -> N
     def view(cause: str, size: int, age_s: float, is_late: bool = False) -> ArchiveView:
         return ArchiveView(not cause, is_late, cause, cause and f"It is {cause}.", 1, size, age_s)
 
-    assert total([None, None]) is None
-    well = total([None, view("", 5, 1.0), view("", 7, 3.0)])
+    assert total({"a": None, "b": None}) is None
+    well = total({"a": view("", 5, 1.0), "b": view("", 7, 3.0)})
     assert well == ArchiveView(True, False, "", "", 2, 12, 3.0)
-    ill = total([view("", 100, 1.0), view("login", 5, 9.0), view("late", 50, 2.0, is_late=True)])
+    ill = total({"a": view("", 100, 1.0), "b": view("login", 5, 9.0), "c": view("late", 50, 2.0, is_late=True), "d": None})
     assert ill == ArchiveView(False, True, "late", "It is late.", 3, 155, 9.0)
+    mixed = total({"a": view("", 1, 1.0), "b": None})
+    assert mixed is not None
+    assert (mixed.is_healthy, mixed.cause) == (False, "not_everywhere")
+    assert "no archive: b." in mixed.reason
 
 
 def test_the_lag_survives_a_restart_while_postgres_is_away(own: PostgresServer, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from context_node.archive import schema
-from context_node.archive.postgres import ArchiveError, Fenced, Postgres, PostgresOptions
+from context_node.archive.errors import ArchiveError, Fenced
+from context_node.archive.postgres import Postgres, PostgresOptions
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, fits_jsonb, message_row, told_of
 from support.postgres import PostgresServer
 from support.tcp_proxy import tcp_proxy
@@ -167,7 +168,7 @@ def test_each_trouble_has_a_cause_and_no_message_holds_the_password(dsn: str) ->
         assert await cause(dsn.replace("a%20password%20of%20a%20test", "hunter2")) == "login"
         assert await cause(dsn.replace("/test_", "/no_such_test_")) == "login"
         assert await cause("postgresql://u:hunter2@127.0.0.1:1/postgres") == "unreachable"
-        assert await cause("nonsense hunter2") == "unreachable"
+        assert await cause("nonsense hunter2") == "login"
         await query(dsn, "CREATE ROLE reader LOGIN PASSWORD 'hunter2'")
         assert await cause(dsn.replace("contextstore:a%20password%20of%20a%20test", "reader:hunter2")) == "permission"
         await postgres.close()

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 
-from context_node.archive.postgres import ArchiveError, Fenced
+from context_node.archive.errors import ArchiveError, Fenced
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, message_data
 from context_node.contexts.commands import NoteArchived, Restored
 from context_node.contexts.shard_state import ShardState

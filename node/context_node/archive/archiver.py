@@ -8,13 +8,14 @@ late; a shard's trouble makes only that shard late.
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from context_node.archive.backlog import Backlog
 from context_node.archive.batches import BatchLimits
 from context_node.archive.copying import Archive, ArchiveCounters, Copier, Led, Turn
-from context_node.archive.postgres import ArchiveError
+from context_node.archive.errors import ArchiveError
 from context_node.contexts.machine import Event
 from context_node.runtime.archive_view import ArchiveView
 from context_node.runtime.databases import StorageError
@@ -299,5 +300,7 @@ def told(error: BaseException) -> ArchiveError:
     """What stopped a turn, as an `ArchiveError`. Whatever it is, the node serves on: the archive is never what it depends on."""
     if isinstance(error, ArchiveError):
         return error
-    logger.error("the archive met something unexpected", exc_info=error)
+    # Where it happened and what it is, not its words: they may quote a URI or a message.
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("the archive met something unexpected: %s\n%s", type(error).__name__, where)
     return ArchiveError("unexpected", f"unexpected {type(error).__name__}; see the log")

@@ -11,15 +11,20 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from context_node.archive.postgres import ArchiveError
-from context_node.contexts.commands import Restored
-from context_node.contexts.refusals import ArchiveUnavailable
+from context_node.archive.errors import ArchiveError
+from context_node.contexts.commands import Restored, RestoredMessage
+from context_node.contexts.refusals import ArchiveUnavailable, Unprocessable
+from context_node.contexts.restore_checks import check_messages
 
 logger = logging.getLogger("contextstore.archive")
 
 CACHE_BYTES = 16 << 20
 READ_BYTES = 4 << 20
 """So much at once: a page of the largest messages is read in several steps."""
+
+WAITING_MAX = 64
+"""So many readers wait for Postgres at most: while it does not answer they would fill the node's places for requests, and writes would
+find none."""
 
 RETRY_S = 1.0
 """After a failure readers are refused for so long without another try: each would wait for a timeout."""
@@ -47,6 +52,7 @@ class ColdReads:
         self._cache = Cache(cache_bytes)
         self._loop = asyncio.get_running_loop()
         self._opening = asyncio.Lock()
+        self._waiting = 0
         self._is_open = False
         self._refusal = ""
         self._refused_until = 0.0
@@ -78,25 +84,40 @@ class ColdReads:
         return found
 
     async def _ask(self, context_id: str, incarnation: int, first: int, last: int, descending: bool) -> list[Restored]:
-        if self._loop.time() < self._refused_until:
-            raise ArchiveError(self._refusal, "it was asked a moment ago")
+        self._check_not_refused()
+        if self._waiting >= WAITING_MAX:
+            raise ArchiveError("busy", "too many reads wait for it")
+        purges = self._purges
+        self._waiting += 1
         try:
             await self._opened()
             found = await self._archive.read(context_id, incarnation, first, last, bytes_max=READ_BYTES, descending=descending)
         except ArchiveError as error:
-            if self._is_open or self._refusal != error.cause:
-                logger.warning("the archive cannot be read: %s", error)
-            self._is_open, self._refusal, self._refused_until = False, error.cause, self._loop.time() + RETRY_S
+            # What was refused without another try is no news, and does not put off the next.
+            if not isinstance(error, _Refused):
+                if self._is_open or self._refusal != error.cause:
+                    logger.warning("the archive cannot be read: %s", error)
+                self._is_open, self._refusal, self._refused_until = False, error.cause, self._loop.time() + RETRY_S
             raise
+        finally:
+            self._waiting -= 1
         self._refusal = ""
-        wanted = range(last, first - 1, -1) if descending else range(first, last + 1)
-        if not found or [one.seq for one in found] != list(wanted[: len(found)]):
-            logger.error("the archive lacks messages of %s that it had confirmed, between %d and %d", context_id, first, last)
-            raise ArchiveError("hole", "messages that were confirmed are not there")
+        problem = _problem(found, range(last, first - 1, -1) if descending else range(first, last + 1))
+        if problem:
+            if self._purges == purges:
+                # Else it may be gone for good reason: whoever asked finds out.
+                logger.error("messages of %s between %d and %d: %s", context_id, first, last, problem[1])
+            raise ArchiveError(*problem)
         return found
+
+    def _check_not_refused(self) -> None:
+        if self._loop.time() < self._refused_until:
+            raise _Refused(self._refusal, "it was asked a moment ago")
 
     async def _opened(self) -> None:
         async with self._opening:
+            # Whoever waited here while another tried in vain does not try as well.
+            self._check_not_refused()
             if not self._is_open:
                 await self._archive.open(self._cluster_id(), only_reads=True)
                 self._is_open = True
@@ -109,6 +130,23 @@ class ColdReads:
     async def close(self) -> None:
         """End the connections."""
         await self._archive.close()
+
+
+class _Refused(ArchiveError):
+    """Refused because somebody else's try has just failed."""
+
+
+def _problem(found: list[Restored], wanted: range) -> tuple[str, str] | None:
+    """What keeps messages of the archive from being shown, as a cause and a sentence. Whoever can write to Postgres can write anything, and
+    what is read from there may go into a window, and so into the log."""
+    if not found or [one.seq for one in found] != list(wanted[: len(found)]):
+        return "hole", "the archive lacks messages that it had confirmed"
+    for one in found:
+        try:
+            check_messages(one.seq, [RestoredMessage(one.body, one.info)])
+        except Unprocessable:
+            return "damaged", f"message {one.seq} in the archive is not as it was written there"
+    return None
 
 
 class Cache:

@@ -13,7 +13,7 @@ import msgspec
 
 from context_node.archive.backlog import Backlog
 from context_node.archive.batches import BatchLimits, next_batch
-from context_node.archive.postgres import ArchiveError, Behind, Fenced
+from context_node.archive.errors import ArchiveError, Behind, Fenced
 from context_node.archive.rows import ArchivedContext, ArchivedMessage
 from context_node.contexts.commands import Archived, NoteArchived, UseArchive
 from context_node.contexts.context import Context, archived_upto
@@ -23,6 +23,9 @@ from context_node.runtime.replica import Replica
 from context_node.runtime.shards import SYSTEM_SHARD, accepted
 
 logger = logging.getLogger("contextstore.archive")
+
+FENCED_MAX = 5
+"""A leader that is fenced off so often in one term is not about to learn of its successor: it has none."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -84,6 +87,8 @@ class Copier:
         self._archive, self._limits, self._now_ms = archive, limits, now_ms
         self._policies: tuple[int, str, list[tuple[str, int, bytes]]] = (0, "", [])
         """What was written of the system group, in which term, and to which archive."""
+        self._fenced: dict[int, tuple[int, int]] = {}
+        """By shard the term in which it was fenced off last, and how often."""
 
     async def turn(self, replica: Replica, led: Led) -> Turn:
         """Copy one batch of a shard, and erase what was purged. Raises `ArchiveError`. Afterwards `led.is_over` may say that what it was is
@@ -98,14 +103,26 @@ class Copier:
                 return await self._copy_policies(replica, led)
             copied = await self._copy(replica, led)
             has_erased = await self._erase(replica, led)
-        except Fenced:
+        except Fenced as error:
             # Whoever leads now does it. If it is this node after all, its term is a newer one soon.
-            led.is_over = True
-            return Turn(has_written=True)
+            if self._note_fenced(replica, led) < FENCED_MAX:
+                led.is_over = True
+                return Turn(has_written=True)
+            raise ArchiveError(
+                "fenced",
+                f"{error}, and this node leads it: was its data brought back from a copy, or does another cluster of the same id use this "
+                "schema? Give another archive_schema",
+            ) from error
         except (Refusal, StorageError) as error:
             logger.info("shard %d is archived later: %s", replica.shard, error)
             return Turn()
         return Turn(copied.has_written or has_erased, copied.has_more)
+
+    def _note_fenced(self, replica: Replica, led: Led) -> int:
+        """How often a shard was fenced off in this term."""
+        term, times = self._fenced.get(replica.shard, (0, 0))
+        self._fenced[replica.shard] = (led.term, times + 1 if term == led.term else 1)
+        return self._fenced[replica.shard][1]
 
     async def _use_archive(self, replica: Replica) -> None:
         """Begin with this archive in a shard. Raises `ArchiveError` if messages that were trimmed are in another one only."""

@@ -8,15 +8,18 @@ a schema that is newer than this version is not touched.
 import asyncio
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
+import msgspec
 
 from context_node.archive import schema as sql
+from context_node.archive.errors import ArchiveError, Behind, Fenced
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, context_columns, message_columns, message_data
+from context_node.archive.uris import HOW, usable
 from context_node.contexts.commands import Restored
 
 CLOSE_S = 2.0
@@ -26,30 +29,6 @@ ROWS_AT_ONCE = 200
 
 ADVISORY_LOCK = 0x636F6E74
 """`pg_advisory_xact_lock` of whoever migrates: of several nodes that start together one does."""
-
-
-class ArchiveError(Exception):
-    """Postgres did not do what it was asked. `cause` is one word for metrics; the message is for people and holds no password."""
-
-    def __init__(self, cause: str, message: str) -> None:
-        super().__init__(message)
-        self.cause = cause
-
-
-class Fenced(ArchiveError):
-    """A newer leader of the shard has written: this one has been replaced, or will learn so soon."""
-
-    def __init__(self, shard: int) -> None:
-        super().__init__("fenced", f"a newer leader of shard {shard} writes to the archive")
-
-
-class Behind(ArchiveError):
-    """The archive has less of contexts than it had confirmed: it was brought back from a backup, or somebody deleted rows. `held`: by
-    context up to where it has messages by its own account."""
-
-    def __init__(self, held: Mapping[str, int]) -> None:
-        super().__init__("hole", f"the archive has less than it had confirmed of {len(held)} contexts: was it brought back from a backup?")
-        self.held = held
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +60,10 @@ class Postgres:
         options = self._options()
         self._schema = '"' + options.schema.replace('"', '""') + '"'
         self._patience_ms = round(1000 * options.command_timeout_s)
-        with _told_as_archive_error():
+        dsn = usable(options.dsn)
+        with told_as_archive_error(), uri_trouble():
             pool = asyncpg.create_pool(
-                options.dsn,
+                dsn,
                 min_size=0,
                 max_size=options.pool_max,
                 timeout=options.connect_timeout_s,
@@ -117,12 +97,14 @@ class Postgres:
 
     async def ping(self) -> None:
         """Return if Postgres answers. Raises `ArchiveError`."""
-        with _told_as_archive_error():
+        with told_as_archive_error():
             async with self._connection() as connection:
                 await connection.execute("SELECT 1")
 
     async def _migrate(self, connection: Any, schema: str, cluster_id: str) -> str:
         """Gives the archive's id."""
+        if (encoding := await connection.fetchval("SHOW server_encoding")) != "UTF8":
+            raise ArchiveError("encoding", f"the database is in {encoding} and cannot hold every message: make one with ENCODING 'UTF8'")
         await connection.execute("SELECT pg_advisory_xact_lock($1)", ADVISORY_LOCK)
         # Asked for first: `IF NOT EXISTS` needs the right to make what is there already, and nobody has to keep that.
         if not await connection.fetchval(sql.HAS_SCHEMA, schema):
@@ -159,9 +141,22 @@ class Postgres:
             if behind := await connection.fetch(sql.LESS_THAN.format(schema=self._schema), *asked):
                 raise Behind(dict(behind))
             for at in range(0, len(messages), ROWS_AT_ONCE):
-                columns = message_columns(messages[at : at + ROWS_AT_ONCE])
-                await connection.execute(sql.PUT_MESSAGES.format(schema=self._schema), *columns)
+                await self._put(connection, messages[at : at + ROWS_AT_ONCE])
             await connection.execute(sql.PUT_CONTEXTS.format(schema=self._schema), *context_columns(contexts, shard))
+
+    async def _put(self, connection: Any, messages: Sequence[ArchivedMessage]) -> None:
+        """Insert what is not there. What is there already must be the same: an older leader's, before its mark was noted."""
+        columns = message_columns(messages)
+        done = await connection.execute(sql.PUT_MESSAGES.format(schema=self._schema), *columns)
+        if done == f"INSERT 0 {len(messages)}":
+            return
+        asked = (columns[0], columns[1], columns[2], columns[6])
+        if (seq := await connection.fetchval(sql.DIFFERING.format(schema=self._schema), *asked)) is not None:
+            raise ArchiveError(
+                "differs",
+                f"the archive has another message {seq} than a context of this cluster: was this node's data, or the archive, brought back "
+                "from a copy? Nothing more of that shard is archived or trimmed; give another archive_schema",
+            )
 
     async def write_policies(self, shard: int, term: int, policies: Sequence[tuple[str, int, bytes]]) -> None:
         """Copy named policies, given as (name, generation, packed record). Raises `Fenced`, `ArchiveError`."""
@@ -180,14 +175,14 @@ class Postgres:
         """Messages [first, last] from the end that the direction says, in that order, until they are `bytes_max` bytes or more; at least
         one if there is any. Raises `ArchiveError`."""
         statement = (sql.READ_DESCENDING if descending else sql.READ).format(schema=self._schema)
-        with _told_as_archive_error():
+        with told_as_archive_error():
             async with self._connection() as connection:
                 rows = await connection.fetch(statement, context_id, incarnation, first, last, bytes_max)
-        return [Restored(seq, raw.encode(), message_data(data).info) for seq, raw, data in rows]
+        return [Restored(seq, raw.encode(), _info_of(data)) for seq, raw, data in rows]
 
     @asynccontextmanager
     async def _fenced(self, shard: int, term: int) -> AsyncIterator[Any]:
-        with _told_as_archive_error():
+        with told_as_archive_error():
             async with self._connection() as connection:
                 transaction = connection.transaction()
                 await transaction.start()
@@ -210,7 +205,24 @@ class Postgres:
                 raise
 
 
-class _told_as_archive_error:
+def _info_of(node_data: bytes) -> bytes:
+    """What a window needs of a message; empty, which no message has, if that cannot be read."""
+    try:
+        return message_data(node_data).info
+    except msgspec.DecodeError:
+        return b""
+
+
+@contextmanager
+def uri_trouble() -> Iterator[None]:
+    """What asyncpg says of a URI that it cannot read. Its words quote the URI, so nothing of them is told."""
+    try:
+        yield
+    except ValueError:
+        raise ArchiveError("login", f"the URI of the archive cannot be read; {HOW}") from None
+
+
+class told_as_archive_error:
     """What asyncpg, the network and TLS raise, as an `ArchiveError`."""
 
     def __enter__(self) -> None:

@@ -12,9 +12,10 @@ import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
 from context_node.archive import schema as sql
-from context_node.archive.postgres import ArchiveError, PostgresOptions
-from context_node.archive.postgres import _told_as_archive_error as told_as_archive_error
+from context_node.archive.errors import ArchiveError
+from context_node.archive.postgres import PostgresOptions, told_as_archive_error, uri_trouble
 from context_node.archive.rows import MessageData, message_data
+from context_node.archive.uris import usable
 from context_node.contexts.commands import PolicyRecord
 from context_node.contexts.context import IdRow
 
@@ -76,16 +77,19 @@ class ArchiveReader:
     async def open(self) -> None:
         """Connect, and see that an archive is there that this version can read."""
         options = self._options
-        with told_as_archive_error():
+        dsn = usable(options.dsn)
+        with told_as_archive_error(), uri_trouble():
             self._pool = await asyncpg.create_pool(
-                options.dsn,
+                dsn,
                 min_size=0,
                 max_size=self._connections + 1,
                 timeout=options.connect_timeout_s,
                 command_timeout=COMMAND_TIMEOUT_S,
                 server_settings={"application_name": "contextstore", "idle_in_transaction_session_timeout": "0"},
             )
-        if not await self._value(sql.HELD, f"{self._schema}.meta"):
+            # The pool connects with the first question.
+            is_there = await self._value(sql.HELD, f"{self._schema}.meta")
+        if not is_there:
             raise ArchiveError("missing", f"there is no archive in schema {options.schema} of this database")
         meta = dict(await self._rows(sql.META))
         self.cluster_id = meta.get("cluster_id", "")

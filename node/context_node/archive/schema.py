@@ -55,11 +55,14 @@ MAKE_META: Final = "CREATE TABLE IF NOT EXISTS {schema}.meta (key text PRIMARY K
 # The row stays locked until the transaction ends, so that of two leaders of a shard one waits for the other, and the older finds the term
 # of the newer. A leader whose machine lost its power in a transaction never says so: the server ends what says nothing, or takes too long,
 # for $3 milliseconds, else the next leader would wait for TCP to find out, by default for two hours.
+# A commit that waits for no disk (synchronous_commit off) would confirm what a crash takes back.
 RAISE_FENCE: Final = (
     "WITH raised AS (INSERT INTO {schema}.fences AS held VALUES ($1, $2) ON CONFLICT (shard) DO UPDATE SET term = excluded.term"
     " WHERE held.term <= excluded.term RETURNING term)"
     " SELECT term, set_config('idle_in_transaction_session_timeout', least($3::bigint, 15000)::text, true),"
-    " set_config('statement_timeout', $3::bigint::text, true) FROM raised"
+    " set_config('statement_timeout', $3::bigint::text, true),"
+    " set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
+    " ELSE current_setting('synchronous_commit') END, true) FROM raised"
 )
 
 LESS_THAN: Final = (
@@ -73,6 +76,11 @@ PUT_MESSAGES: Final = (
     " SELECT c, i, s, r, t, a, w, CASE WHEN plain THEN w::jsonb END, n"
     " FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::timestamptz[], $7::text[], $8::bool[], $9::bytea[])"
     " AS given(c, i, s, r, t, a, w, plain, n) ON CONFLICT DO NOTHING"
+)
+
+DIFFERING: Final = (
+    "SELECT min(s) FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS given(c, i, s, w) JOIN {schema}.messages AS held"
+    " ON held.context_id = c AND held.incarnation = i AND held.seq = s WHERE held.raw <> w"
 )
 
 PUT_CONTEXTS: Final = (

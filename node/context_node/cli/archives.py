@@ -11,7 +11,9 @@ from pathlib import Path
 
 import click
 
-from context_node.archive.postgres import ArchiveError, PostgresOptions
+from context_node.archive import uris
+from context_node.archive.errors import ArchiveError
+from context_node.archive.postgres import PostgresOptions
 from context_node.archive.reading import ArchiveReader, ContextRow
 from context_node.cli.client import Client, GaveUp, Refused, connected
 from context_node.cli.comparing import Summed, summed_export, summed_rows
@@ -49,9 +51,9 @@ def uri(file: Path | None) -> str:
             raise CannotStart(f"Say where the archive is: --archive-postgres-file FILE with its URI, or {URI}.")
         return given
     try:
-        return file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CannotStart(f"{file} cannot be read: {error}.") from error
+        return uris.read_file(file)
+    except ArchiveError as error:
+        raise CannotStart(f"{error}.") from error
 
 
 # --- restore --------------------------------------------------------------------------------------------------------------

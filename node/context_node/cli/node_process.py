@@ -189,6 +189,9 @@ def archive_of(settings: Settings, node: Node) -> tuple[Archiver, ArchiveMetrics
     the start, the archiver copies once it runs."""
     options = wiring.archive_options(settings)
     if options is None:
+        if settings.archive_tail_keep is not None:
+            reason = "archive_tail_keep needs an archive: without archive_postgres_file nothing is trimmed"
+            event(logger, "setting_ignored", logging.WARNING, reason=reason)
         return None, None
     postgres, archiving = options
     archiver = Archiver(

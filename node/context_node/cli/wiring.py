@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from context_node import __version__
 from context_node.api_keys import KeyFileError, KeyRing, keys_from_environment
+from context_node.archive import uris
 from context_node.archive.archiver import ArchiverOptions
 from context_node.archive.batches import BatchLimits
-from context_node.archive.postgres import ArchiveError, PostgresOptions
+from context_node.archive.postgres import PostgresOptions
 from context_node.cli.exits import CannotStart
 from context_node.contexts.commands import Defaults, Rules
 from context_node.http.limits import HttpLimits
@@ -126,10 +127,7 @@ def archive_options(settings: Settings) -> tuple[Callable[[], PostgresOptions], 
 
     def postgres() -> PostgresOptions:
         path = settings.archive_postgres_file
-        try:
-            dsn = path.read_text().strip() if path is not None else settings.archive_postgres or ""
-        except OSError as error:
-            raise ArchiveError("login", f"{path} cannot be read: {error.strerror}") from error
+        dsn = uris.read_file(path) if path is not None else settings.archive_postgres or ""
         return PostgresOptions(dsn, settings.archive_schema)
 
     limits = BatchLimits(settings.archive_batch_messages, tail_keep=settings.archive_tail_keep)

@@ -4,7 +4,8 @@ Knows the rows to store. Knows nothing of databases: the runtime drains it. Inva
 storing it together with the applied index at which it was drained loses nothing and doubles nothing.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from context_node.contexts.context import Context, MessageRow
@@ -41,7 +42,7 @@ class Changes:
         """Messages go, by ordinal the ranges of seq: those that are stored, and those that still wait here. A later trim of a context takes
         the place of an earlier one: it begins at the first message too, and what was brought back in between waits here."""
         self.trimmed.update(gone)
-        self.messages = [row for row in self.messages if not _is_in(row[0] & SEQ_MASK, gone.get(row[0] >> SEQ_BITS, ()))]
+        self.messages = [row for row in self.messages if not _is_in(row[0] & SEQ_MASK, gone.get(row[0] >> SEQ_BITS))]
 
     def purge(self, context: Context) -> None:
         """The context is gone: nothing of it that waits here may be stored, and all that is stored goes."""
@@ -53,5 +54,9 @@ class Changes:
         self.purged.append(context.ordinal)
 
 
-def _is_in(seq: int, ranges: Iterable[tuple[int, int]]) -> bool:
-    return any(first <= seq <= last for first, last in ranges)
+def _is_in(seq: int, ranges: Sequence[tuple[int, int]] | None) -> bool:
+    """Whether one of the ascending ranges has it."""
+    if not ranges:
+        return False
+    place = bisect_right(ranges, (seq, SEQ_MASK))
+    return place > 0 and seq <= ranges[place - 1][1]

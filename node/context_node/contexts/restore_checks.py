@@ -25,6 +25,9 @@ TIME_MAX_MS: Final = 253_402_300_799_999
 """The end of the year 9999: no RFC 3339 timestamp is later."""
 
 TOKEN_BUDGET_MAX: Final = 10_000_000
+MESSAGE_TOKENS_MAX: Final = 100_000_000_000
+"""Of one message. None that came by HTTP has so many (ten million a part), and the sum over a window fits 63 bits."""
+
 WINDOW_ITEMS_MAX: Final = 1_000_000
 
 DEPTH_MAX: Final = 128
@@ -111,7 +114,10 @@ def check_messages(first_seq: int, messages: Sequence[RestoredMessage]) -> None:
 def _is_sound(seq: int, message: RestoredMessage, body: _Body, info: Info) -> bool:
     if (body.seq, body.role, body.token_count, len(body.parts)) != (seq, info.role, info.tokens, len(info.marks)):
         return False
-    numbers = [info.tokens, info.version, *(number for mark in info.marks for number in (mark.tokens, mark.output_tokens))]
+    tokens = [info.tokens, *(number for mark in info.marks for number in (mark.tokens, mark.output_tokens))]
+    if not all(0 <= number <= MESSAGE_TOKENS_MAX for number in tokens):
+        return False
+    numbers = [info.version]
     if message.id is not None:
         name, version, estimate, digest = message.id
         if name != body.id or len(digest) > 64:
@@ -163,7 +169,7 @@ def _window_problem(head: Head, window: WindowRecord) -> str:
                 return "the window names messages that are not there"
             count += place.last - place.first
         elif isinstance(place, _Summed):
-            if not (0 <= place.first <= place.last <= last_seq and 0 <= place.tokens <= NUMBER_MAX):
+            if not (0 <= place.first <= place.last <= last_seq and 0 <= place.tokens <= MESSAGE_TOKENS_MAX):
                 return "a summary is out of range"
             _check_object(place.body)
             numbers += [*place.origin, *(number for mark in place.marks for number in (mark.tokens, mark.output_tokens))]

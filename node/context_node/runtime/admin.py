@@ -202,7 +202,7 @@ class ClusterAdmin:
             shards_under_replicated=len(under),
             nodes=nodes,
             shards=shards,
-            archive=total(node.archive for node in nodes),
+            archive=total({node.name: node.archive for node in nodes if node.is_alive}),
         )
 
     async def _status(self, number: int) -> NodeStatus | None:

@@ -1,6 +1,6 @@
 """How the archive does, as a node tells the others and administrators. What makes it is above the runtime, which only hands it on."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import msgspec
 
@@ -20,12 +20,17 @@ class ArchiveView(msgspec.Struct, frozen=True):
     lag_s: float
 
 
-def total(views: Iterable[ArchiveView | None]) -> ArchiveView | None:
-    """All nodes' in one; None where no node has an archive or tells of it. Of several troubles the one that most waits for."""
-    told = [view for view in views if view is not None]
+def total(views: Mapping[str, ArchiveView | None]) -> ArchiveView | None:
+    """That of all living nodes, by name, in one; None where no node has an archive or tells of it. Of several troubles the one that most
+    waits for. A node without one beside nodes with one is trouble: nobody archives what it leads."""
+    told = [view for view in views.values() if view is not None]
     if not told:
         return None
     worst = min(told, key=lambda view: (view.is_healthy, -view.lag_bytes))
+    silent = sorted(name for name, view in views.items() if view is None)
+    if worst.is_healthy and silent:
+        reason = f"Nodes that tell of no archive: {', '.join(silent)}. What they lead is not archived; give all nodes the same settings."
+        worst = msgspec.structs.replace(worst, is_healthy=False, cause="not_everywhere", reason=reason)
     return ArchiveView(
         worst.is_healthy,
         any(view.is_late for view in told),

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from context_node.contexts.commands import Restored
 from context_node.contexts.context import Context
+from context_node.contexts.machine import not_found
 from context_node.contexts.refusals import ArchiveUnavailable, Unavailable
 from context_node.runtime.replica import Replica
 
@@ -95,7 +96,13 @@ class Histories:
     async def _cold(self, replica: Replica, context: Context, first: int, last: int, *, descending: bool = False) -> list[Restored]:
         if self.cold is None:
             raise ArchiveUnavailable(NO_ARCHIVE.format(first=first, last=last), first_seq=first, last_seq=last)
-        found = await self.cold.read(context.id, context.head.incarnation, first, last, descending=descending)
+        try:
+            found = await self.cold.read(context.id, context.head.incarnation, first, last, descending=descending)
+        except ArchiveUnavailable:
+            present = replica.context(context.id) if replica.failure is None else context
+            if present is None or present.ordinal != context.ordinal:
+                raise not_found(context.id) from None
+            raise
         if replica.failure is not None:
             # It was closed meanwhile: what else there is of the history cannot be read from it.
             raise Unavailable(replica.failure, retry_after_s=1)
