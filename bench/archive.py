@@ -8,7 +8,7 @@ every context's export beside its rows, byte for byte. `cold` (with `--tail-keep
 newest. `restore`: the archive becomes a new cluster of three nodes. Postgres syncs every commit.
 
     bench/archive.py [peak pair copy cold restore] [--rounds 8] [--seconds 8] [--pairs 2] [--control] [--rate 0] [--nice 0]
-                     [--messages 1000000] [--tail-keep 1000]
+                     [--postgres-dir /dev/shm] [--messages 1000000] [--tail-keep 1000]
 
 Needs Go, which builds the load.
 """
@@ -95,9 +95,9 @@ def without(folder: Path) -> Iterator[System]:
 
 
 @contextlib.contextmanager
-def both(folder: Path, is_control: bool, is_off_first: bool, niceness: int) -> Iterator[Pair]:
+def both(folder: Path, is_control: bool, is_off_first: bool, niceness: int, where: str | None) -> Iterator[Pair]:
     """Two new clusters, of which no start is the first always; in a control neither has an archive."""
-    with postgres_server(*SYNCED) as postgres, contextlib.ExitStack() as stack:
+    with postgres_server(*SYNCED, where=where) as postgres, contextlib.ExitStack() as stack:
         # Its children inherit it.
         os.setpriority(os.PRIO_PROCESS, postgres.pid, niceness)
 
@@ -193,7 +193,7 @@ def cost(folder: Path, parts: list[str], options: argparse.Namespace) -> None:
     peak, batch, loaded = ((Side(), Side()) for _ in range(3))
     rate = options.rate
     for number in range(options.pairs):
-        with both(folder / f"pair-{number}", options.control, bool(number % 2), options.nice) as pair:
+        with both(folder / f"pair-{number}", options.control, bool(number % 2), options.nice, options.postgres_dir) as pair:
             if "peak" in parts or not rate:
                 rounds(pair, "single", options, peak)
                 rate = rate or statistics.median(peak[1].rates) / 2
@@ -235,6 +235,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=2, help="the turns are over so many pairs of new clusters (2)")
     parser.add_argument("--control", action="store_true", help="no archive at all, to see how much two equal clusters differ here")
     parser.add_argument("--nice", type=int, default=0, help="Postgres' niceness, to see what sharing the cores with it costs (0)")
+    parser.add_argument("--postgres-dir", help="where Postgres' files are, such as /dev/shm, to see what sharing the disk with it costs")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.0, help="of the open loop, writes a second (half of the peak that is measured)")
     parser.add_argument("--messages", type=int, default=1_000_000, help="to be copied and compared (1,000,000)")

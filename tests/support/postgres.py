@@ -98,10 +98,10 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server(*settings: str) -> Iterator[PostgresServer]:
+def postgres_server(*settings: str, where: str | None = None) -> Iterator[PostgresServer]:
     """A server that answers; gone at the end, whatever happened. `settings` as `NAME=VALUE`, instead of `NOT_DURABLE`."""
     # Not in pytest's own folder, which lets nobody in.
-    with tempfile.TemporaryDirectory(prefix="contextstore-pg-") as name:
+    with tempfile.TemporaryDirectory(prefix="contextstore-pg-", dir=where) as name:
         Path(name).chmod(0o755)
         server = PostgresServer(Path(name), settings or NOT_DURABLE)
         try:
