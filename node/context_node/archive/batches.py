@@ -87,7 +87,9 @@ class Batch:
         self.sizes[context.id] = self.bytes - before
         remembered = _remembered(replica, context, [told.id for _, told in taken if told.id is not None])
         self.messages += [
-            message_row(context.id, head.incarnation, one.seq, one.body, one.info, told, remembered.get(told.id) if told.id else None)
+            message_row(
+                context.id, head.incarnation, one.seq, one.body, one.info, told, remembered.get(told.id) if told.id is not None else None
+            )
             for one, told in taken
         ]
         return copied
