@@ -176,5 +176,47 @@ def test_a_context_purged_while_the_archive_is_asked_is_not_found(dsn: str, tmp_
             monkeypatch.setattr(node.cold._archive, "read", purge_first)
             with pytest.raises(ContextNotFound):
                 await node.service.page("talk", 1, 10, False)
+            with pytest.raises(ContextNotFound):
+                await node.service.page("talk", 1, 10, False)
+
+    run(check())
+
+
+@pytest.mark.parametrize("kind", ["pin", "rebuild", "stream", "export"])
+def test_nothing_of_a_purged_context_comes_under_the_next_of_its_id(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is purged and made again while its cold messages are on their way."""
+
+    async def check() -> None:
+        async with archived_node(tmp_path, dsn, tail_keep=5, cache_bytes=0) as node:
+            await filled(node)
+            ask, service = node.cold._archive.read, node.service
+
+            async def replace_then(*arguments: Any, **named: Any) -> Any:
+                found = await ask(*arguments, **named)
+                monkeypatch.undo()
+                await service.purge_context("talk")
+                await service.put_context("talk", PutContext(policy=PolicyChoice("last_n", {"limit": 2})))
+                for number in range(30):
+                    await append(service, "talk", f"another's {number}")
+                return found
+
+            monkeypatch.setattr(node.cold._archive, "read", replace_then)
+            if kind == "pin":
+                await service.pin("talk", 3, True)
+            elif kind == "rebuild":
+                with pytest.raises(ContextNotFound):
+                    await service.compact("talk", Compact(rebuild=True))
+            elif kind == "export":
+                assert b"message" not in b"".join([chunk async for chunk in service.export("talk")])
+            else:
+                subscription = await service.subscribe("talk", 0)
+                frame = await subscription.next(20.0)
+                assert frame is not None
+                assert frame.event in ("purged", "compaction", "context")
+                subscription.close()
+            answer = await service.window("talk", None, None, None)
+            assert b"message " not in answer.body
 
     run(check())

@@ -1,4 +1,4 @@
-"""A purge with an archive: no byte of the context is left, wherever it was looked for (S5; SEMANTICS.md, "Life of a context")."""
+"""A purge with an archive: no byte of the context is left, wherever it was looked for (SEMANTICS.md, "Life of a context")."""
 
 import logging
 from pathlib import Path
@@ -52,7 +52,7 @@ async def rows_with(dsn: str, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("is_away", [False, True], ids=["at once", "postgres is away"])
-def test_s5_a_purge_leaves_no_byte_of_the_context(
+def test_a_purge_leaves_no_byte_of_the_context(
     own: PostgresServer, tmp_path: Path, is_away: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

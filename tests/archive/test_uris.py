@@ -34,7 +34,7 @@ def test_parameters_of_libpq_alone_are_left_out_and_all_others_stay() -> None:
 
 
 @pytest.mark.parametrize("password", ["pass#secret", "pass/secret", "pass?secret", "pa:ss@sec/ret"])
-def test_s5_of_a_password_that_is_not_encoded_nothing_is_told(password: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_of_a_password_that_is_not_encoded_nothing_is_told(password: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
 
     async def check() -> None:

@@ -10,7 +10,6 @@ from typing import Protocol
 
 from context_node.contexts.commands import Restored
 from context_node.contexts.context import Context
-from context_node.contexts.machine import not_found
 from context_node.contexts.refusals import ArchiveUnavailable, Unavailable
 from context_node.runtime.replica import Replica
 
@@ -78,19 +77,22 @@ class Histories:
         return rows
 
     async def restored(self, replica: Replica, context: Context, first: int, last: int) -> list[Restored]:
-        """Messages [first, last] with what a window needs of them; fewer if the context is purged meanwhile. All that is hot must have been
+        """Messages [first, last] with what a window needs of them; none if the context is purged meanwhile. All that is hot must have been
         stored (`Replica.stored`)."""
         found: list[Restored] = []
         while first <= last:
             present = replica.context(context.id)
             if present is None or present.ordinal != context.ordinal:
-                break
+                return []
             cold_seq = min(present.head.trimmed_seq, last)
             if first > cold_seq:
                 return found + [Restored(*row) for row in replica.store.messages(context.ordinal, [(first, last)])]
             high = min(cold_seq, first + ROWS_PER_READ - 1)
-            found += await self._cold(replica, present, first, high)
-            first = found[-1].seq + 1
+            cold = await self._cold(replica, present, first, high)
+            if not cold:
+                return []
+            found += cold
+            first = cold[-1].seq + 1
         return found
 
     async def _cold(self, replica: Replica, context: Context, first: int, last: int, *, descending: bool = False) -> list[Restored]:
@@ -99,14 +101,20 @@ class Histories:
         try:
             found = await self.cold.read(context.id, context.head.incarnation, first, last, descending=descending)
         except ArchiveUnavailable:
-            present = replica.context(context.id) if replica.failure is None else context
-            if present is None or present.ordinal != context.ordinal:
-                raise not_found(context.id) from None
+            if replica.failure is None and not _is_there(replica, context):
+                return []
             raise
         if replica.failure is not None:
             # It was closed meanwhile: what else there is of the history cannot be read from it.
             raise Unavailable(replica.failure, retry_after_s=1)
-        return found
+        # What was read of a context that was purged meanwhile must not come under another of its id.
+        return found if _is_there(replica, context) else []
+
+
+def _is_there(replica: Replica, context: Context) -> bool:
+    """Whether the context of this id is still the same one."""
+    present = replica.context(context.id)
+    return present is not None and present.ordinal == context.ordinal
 
 
 def hot_rows(replica: Replica, context: Context, first: int, last: int) -> Iterator[Restored]:
