@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from context_node.archive.archiver import BACKOFF_MIN_S
 from context_node.archive.cold import WAITING_MAX, ColdReads
 from context_node.archive.errors import ArchiveError
 from context_node.archive.postgres import Postgres, PostgresOptions
@@ -84,6 +85,10 @@ def test_h1_another_message_in_the_archive_never_takes_the_place_of_an_acknowled
             for number in range(6, 12):
                 await append(node.service, "talk", f"message {number}")
             await until(lambda: node.archiver.counters.failures.get("differs"), "the difference to be noticed")
+            # The others wait for nothing on its account.
+            await until(lambda: node.archiver.counters.failures["differs"] > 2, "it to be tried again")
+            assert node.archiver._is_open
+            assert node.archiver._backoff_s == BACKOFF_MIN_S
             assert not node.archiver.health().is_healthy
             assert "another message 8" in node.archiver.health().reason
             assert node.trimmed_seq("talk") <= max(trimmed, 7)

@@ -32,6 +32,9 @@ BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 60.0
 SPREAD, SPREAD_MAX_S = 0.8, 1.0
 """The turns of a round begin over this share of the flush interval, or of so many seconds."""
 
+SHARDS_OWN = frozenset({"differs", "fenced"})
+"""Troubles with one shard's rows: whatever the others do, neither another connection nor waiting of the whole node helps."""
+
 STOCK_S = 1.0
 """How often it is seen what waits while Postgres is not to be asked yet."""
 
@@ -174,7 +177,7 @@ class Archiver:
 
     async def _round(self) -> bool:
         """A turn of every shard that is led here and is not in one still; whether to come again at once. Raises what the turns raised, if
-        not one that reached the archive went well."""
+        not one that reached the archive went well and it is no trouble of a shard's own."""
         led = await self._take_stock()
         if (left_s := self._retry_at - self._loop.time()) > 0:
             await asyncio.sleep(min(left_s, STOCK_S))
@@ -191,8 +194,9 @@ class Archiver:
         errors = {shard: error for shard, task in ended.items() if (error := task.exception()) is not None}
         results = {shard: task.result() for shard, task in ended.items() if shard not in errors}
         has_written = any(result.has_written for result in results.values())
-        if errors and not has_written:
-            raise next(iter(errors.values()))
+        shared = [error for error in errors.values() if not (isinstance(error, ArchiveError) and error.cause in SHARDS_OWN)]
+        if shared and not has_written:
+            raise shared[0]
         await self._look_after_connection(has_written)
         self._note_late(errors, results)
         if not self._late:
