@@ -195,6 +195,26 @@ def test_what_a_caller_gets_wrong_changes_nothing(tmp_path: Path) -> None:
     assert view_of(found)[1].entries == ((2, 2),)
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_p5_voided_entries_stay_void_when_the_log_is_truncated_to_its_end(tmp_path: Path, is_gone: bool) -> None:
+    """A follower's entry 2 was replaced by the end of its log, which is truncated to that end; another shard keeps the first batch. It came
+    back after a restart, an entry of an older term behind those of a newer one."""
+    store = started(tmp_path)
+    store.append([(1, record(1, [1, 2], (1, 0, 0))), (2, record(1, [7]))])
+    store.commit()
+    store.append([(1, record(1, [11], (2, 0, 0)))])
+    store.commit()
+    store.truncate(1, 1, 2, (2, 0, 1))
+    store.commit()
+    if is_gone:
+        store.append([(2, record(2, [8]))])  # takes the dead batch of the voiding record along
+        store.commit()
+    store.close()
+    found = view_of(open_log(tmp_path).recover())
+    assert found[1].entries == () and found[1].truncated == (1, 2)
+    assert found[2].entries[0] == (1, 7)
+
+
 def test_the_store_has_no_other_user_while_it_commits(tmp_path: Path) -> None:
     store = started(tmp_path)
     store.append([(1, record(1, [1]))])

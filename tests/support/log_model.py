@@ -120,7 +120,7 @@ def next_hard_state(shard: Shard, rng: random.Random) -> HardTuple:
     if rng.random() < 0.2:
         term, vote = term + 1, rng.choice((0, shard.replica_id))
     vote = vote or rng.choice((0, shard.replica_id))
-    return term, vote, rng.randint(min(commit, shard.last_index), max(commit, shard.last_index))
+    return term, vote, rng.randint(commit, max(commit, shard.last_index))
 
 
 def random_step(store: LogStore, model: Model, rng: random.Random, shards: int = 6) -> None:

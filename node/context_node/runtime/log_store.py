@@ -243,7 +243,10 @@ class LogStore:
         if index <= row.truncated_index:
             index, term = row.truncated_index, row.truncated_term
         newest = self._next_batch - 1
-        self._write_row(shard, ShardRow(row.replica_id, row.generation, state, index, term, row.since_batch, newest))
+        # At the log's end nothing counts any more of what came before. Only the row says so: the record that voided entries beyond the end
+        # goes, while theirs may have to stay, in a batch that others need (P5).
+        since = newest if index == spans.last_index else row.since_batch
+        self._write_row(shard, ShardRow(row.replica_id, row.generation, state, index, term, since, newest))
         self._release(spans.truncate(index))
 
     def install(self, shard: int, replica_id: int, generation: str, hard_state: tuple[int, int, int], index: int, term: int) -> None:
