@@ -242,21 +242,18 @@ def test_requests_under_way_are_answered_when_a_node_stops(tmp_path: Path) -> No
 
 FAILING_LOG = """
 import sys
+from pathlib import Path
 from context_node.cli import main
-from context_node.runtime import log_store
-from context_node.runtime.databases import StorageFailed
+from context_node.runtime.worker import Worker
 
-seal = log_store.LogStore.seal
+sync = Worker.sync
 
-def failing_seal(self):
-    commit = seal(self)
-    def fail():
-        commit()
-        raise StorageFailed(self.path, "commit", "the disk answers with an input/output error")
-    from pathlib import Path
-    return fail if Path(sys.argv[1]).exists() else commit
+def failing_sync(self, file, outcome):
+    def told(result, error):
+        outcome(result, OSError(5, "the disk answers with an input/output error") if Path(sys.argv[1]).exists() else error)
+    sync(self, file, told)
 
-log_store.LogStore.seal = failing_seal
+Worker.sync = failing_sync
 main(["serve", "--port", "0", "--data-dir", sys.argv[2], "--drain-s", "30"])
 """
 

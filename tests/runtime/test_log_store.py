@@ -1,11 +1,11 @@
 """The Raft log of all shards: what it keeps, what it lets go, how it fails."""
 
-import threading
 from pathlib import Path
 
 import apsw
 import pytest
 
+from context_node.raft._core import sync_file
 from context_node.runtime.databases import StorageFailed, StoreInUse
 from context_node.runtime.log_codec import BatchDamaged, pack_batch, unpack_batch
 from context_node.runtime.log_rows import HardState, LogIdentity
@@ -218,13 +218,12 @@ def test_p5_voided_entries_stay_void_when_the_log_is_truncated_to_its_end(tmp_pa
 def test_the_store_has_no_other_user_while_it_commits(tmp_path: Path) -> None:
     store = started(tmp_path)
     store.append([(1, record(1, [1]))])
-    finish = store.seal()
+    file = store.seal()
     for call in (lambda: store.append([(1, record(2, [2]))]), store.seal, store.checkpoint, store.close):
         with pytest.raises(StoreInUse):
             call()
-    worker = threading.Thread(target=finish)
-    worker.start()
-    worker.join()
+    sync_file(file)
+    assert store.synced().records == 1
     store.append([(1, record(2, [2]))])
     with pytest.raises(StoreInUse, match="open transaction"):
         store.checkpoint()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from context_node.raft._core import sync_file
 from context_node.runtime.cluster import ClusterOptions
 from context_node.runtime.slow_disk import HELD_S, DiskWatch
 from support.clusters import TestCluster, until
@@ -48,15 +49,15 @@ def test_no_disk_is_slow_where_nobody_wants_to_know() -> None:
 
 
 def slowed(node: NodeLife) -> Callable[[float], None]:
-    """Make the node's COMMITs slow; the answer sets by how many seconds."""
+    """Make the node's syncs slow; the answer sets by how many seconds."""
     worker: Any = node.engine._worker
-    submit, pause = worker.submit, [0.0]
+    pause = [0.0]
 
-    def slow(job: Callable[[], Any]) -> Any:
+    def slow(file: int) -> None:
         time.sleep(pause[0])
-        return job()
+        sync_file(file)
 
-    worker.submit = lambda job, outcome: submit(lambda: slow(job), outcome)
+    worker.sync = lambda file, outcome: worker.submit(lambda: slow(file), outcome)
     return lambda seconds: pause.__setitem__(0, seconds)
 
 

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
+import apsw
+
 from context_node.contexts import machine
 from context_node.contexts.commands import NoteArchived
 from context_node.contexts.revisions import NEWEST
 from context_node.contexts.shard_state import ShardState
-from context_node.raft import ConfState, EntryKind, MessageKind, Role, peek_message, unpack_log_record
+from context_node.raft import ConfState, EntryKind, MessageKind, Role, _core, peek_message, unpack_log_record
+from context_node.runtime.databases import wal_file
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_store import LogStore
 from context_node.runtime.moving import Moves
@@ -55,6 +58,8 @@ class Judge:
         self.members: dict[int, list[tuple[int, bytes]]] = {}
         self.removed: set[int] = set()
         self._pending: dict[LogStore, list[Any]] = {}
+        self._sealed: dict[int, LogStore] = {}
+        """Whose file is to be synced, by its address."""
         self._confirmed: dict[int, tuple[int, int]] = {}
         self.disk_of: Callable[[], Any] = lambda: None
         """The simulated disk of the process that runs now."""
@@ -115,21 +120,25 @@ class Judge:
         for one in found.values():
             self.mark("a start found entries to apply again", bool(one.entries))
 
-    def sealed(self, log: LogStore, commit: Callable[[], Any]) -> Callable[[], Any]:
+    def sealed(self, original: Callable[[LogStore], int], log: LogStore) -> int:
+        """From here on what was written may outlive a loss of power."""
         changes, self._pending[log] = self._pending.get(log, []), []
-        disk = self.disk(log)
+        self.disk(log).in_flight = changes
+        for change in changes:
+            if change[0] == "install":
+                self._check_install(log, change)
+        file = original(log)
+        self._sealed[file] = log
+        return file
 
-        def watched() -> Any:
-            disk.in_flight = changes
-            for change in changes:
-                if change[0] == "install":
-                    self._check_install(log, change)
-            report = commit()
-            disk.in_flight = []
+    def synced(self, original: Callable[[int], None], file: int) -> None:
+        """And from here on it must."""
+        original(file)
+        log = self._sealed.pop(file, None)
+        if log is not None and _is_at(log, file):
+            disk = self.disk(log)
+            changes, disk.in_flight = disk.in_flight, []
             self._commit(disk, changes)
-            return report
-
-        return watched
 
     def _commit(self, disk: DiskModel, changes: Sequence[Any]) -> None:
         before, disk.shards = disk.shards, changed(disk.shards, changes)
@@ -356,7 +365,8 @@ class Judge:
         wrap(LogStore, "truncate", self._on_change("truncate"))
         wrap(LogStore, "install", self._on_change("install"))
         wrap(LogStore, "remove", self._on_change("remove"))
-        wrap(LogStore, "seal", lambda original, log: self.sealed(log, original(log)))
+        wrap(LogStore, "seal", self.sealed)
+        wrap(_core, "sync_file", self.synced)
         wrap(LogStore, "recover", self._on_recover)
         wrap(StateStore, "checkpoint", self._on_checkpoint)
         wrap(StateStore, "__init__", self._on_state_open)
@@ -453,6 +463,14 @@ class Judge:
         members = replica.conf_state
         original(engine, replica, persisted)
         self.drained(replica, members)
+
+
+def _is_at(log: LogStore, file: int) -> bool:
+    """Whether it is this log's file still: where one was closed another may have been opened at the same address."""
+    try:
+        return wal_file(log._database) == file
+    except apsw.Error:
+        return False
 
 
 def _is_majority(members: ConfState, holding: set[int]) -> bool:

@@ -19,6 +19,7 @@ from context_node.archive.batches import BatchLimits
 from context_node.archive.cold import ColdReads
 from context_node.contexts.commands import Defaults, Rules
 from context_node.contexts.revisions import NEWEST, NewerRevision
+from context_node.raft import _core
 from context_node.runtime.cluster import RAFT, ClusterOptions
 from context_node.runtime.log_store import LogOptions
 from context_node.runtime.node import Node, NodeOptions
@@ -98,6 +99,9 @@ class SimulatedWorker(Worker):
             outcome(result, error)
 
         self._owner.call_at(begin, work)
+
+    def sync(self, file: int, outcome: Outcome) -> None:
+        self.submit(lambda: _core.sync_file(file), outcome)
 
     def _span_s(self) -> float:
         random, pace = self._loop.random, self._pace

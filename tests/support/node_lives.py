@@ -28,7 +28,7 @@ from context_node.runtime.upkeep import UpkeepLimits
 from support.entry_tape import EntryTape
 from support.power_cut_vfs import PowerCutDisk
 from support.running_nodes import Clock, NodeLife, history, message
-from support.virtual_time import InlineWorker, run_virtually
+from support.virtual_time import InlineWorker, UnsyncedWorker, run_virtually
 
 CLIENTS = 4
 SHARDS = 3
@@ -132,7 +132,8 @@ class Fleet:
         self.figures.lives += 1
         engine: Engine | None = None
         syncs_before = commits_before = records_before = 0
-        node = NodeLife(replace(self.options, disk=self.disk), clock=self.clock, random_bytes=self.rng.randbytes, make_worker=InlineWorker)
+        make_worker = InlineWorker if self.options.log.synchronous == "FULL" else UnsyncedWorker
+        node = NodeLife(replace(self.options, disk=self.disk), clock=self.clock, random_bytes=self.rng.randbytes, make_worker=make_worker)
         try:
             self.fatal = node.fatal
             self._fail_sync_after = fail_sync_after

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from context_node.raft._core import sync_file
 from context_node.runtime.worker import Outcome, Worker
 
 
@@ -44,8 +45,18 @@ class InlineWorker(Worker):
             error = raised
         self._loop.call_soon(outcome, result, error)
 
+    def sync(self, file: int, outcome: Outcome) -> None:
+        self.submit(lambda: sync_file(file), outcome)
+
     def close(self) -> None:
         """Nothing is under way."""
+
+
+class UnsyncedWorker(InlineWorker):
+    """One that forgets to sync."""
+
+    def sync(self, file: int, outcome: Outcome) -> None:
+        self._loop.call_soon(outcome, None, None)
 
 
 def run_virtually(work: Coroutine[Any, Any, None]) -> None:

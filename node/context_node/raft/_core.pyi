@@ -312,3 +312,22 @@ def decode_conf_change(kind: int, data: bytes) -> tuple[list[tuple[int, int]], b
 
 def peek_message(message: bytes) -> tuple[int, int, int, int]:
     """`(MessageKind, from, to, term)` of a peer's message, for lanes and tests. Raises `BadMessage`."""
+
+def sync_file(file: int) -> None:
+    """Make durable what was written to an open SQLite file, as SQLite itself would: by its VFS. `file` is the address of its `sqlite3_file`
+    (`SQLITE_FCNTL_JOURNAL_POINTER`, https://sqlite.org/c3ref/c_fcntl_begin_atomic_write.html), which must stay open. Raises `OSError`, or
+    what a VFS in Python raised. Does not hold the interpreter's lock while it waits."""
+
+@final
+class FileSync:
+    """A thread that does the same, and never asks for the interpreter's lock (with a VFS that does not either).
+
+    `submit(file)` asks; when it is done `fileno()` becomes readable, and `take()` gives how it went, in the order of asking: None or an
+    `OSError`. Files stay open until they are told of, or until `close`, which waits for what was asked and ends the thread; `submit` raises
+    `RuntimeError` then."""
+
+    def __init__(self) -> None: ...
+    def fileno(self) -> int: ...
+    def submit(self, file: int) -> None: ...
+    def take(self) -> list[OSError | None]: ...
+    def close(self) -> None: ...

@@ -11,6 +11,7 @@ Invariants
   the same moment can corrupt a file there, and that is exactly how the state databases are used.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -273,6 +274,19 @@ def storage_error(path: str, operation: str, error: BaseException, connection: a
     if isinstance(error, apsw.IOError) and connection is not None and _is_no_space(_system_errno(connection)):
         return DiskFull(path, operation, error)
     return StorageFailed(path, operation, error)
+
+
+def wal_file(connection: apsw.Connection) -> int:
+    """The address of the open WAL of a connection, for `sync_file` and `Worker.sync`; valid until the connection is closed.
+
+    With it a COMMIT need not wait for the disk (`synchronous` NORMAL), and its owner syncs the same file in the same way afterwards.
+    Raises `apsw.Error`.
+    """
+    address = ctypes.c_void_p()
+    known = connection.file_control("main", apsw.SQLITE_FCNTL_JOURNAL_POINTER, ctypes.addressof(address))
+    if not known or not address.value:
+        raise apsw.CantOpenError("the database has no WAL")
+    return address.value
 
 
 def pages_written(connection: apsw.Connection) -> int:

@@ -2,16 +2,17 @@
 
 A turn drains the Raft groups that have work: what must be durable is gathered into a batch, what is committed is applied and answered.
 While batch k is being synced in the worker, batch k+1 gathers; so one fsync serves every shard that wrote meanwhile. This is where fsync
-happens before a reply: `_write` hands the batch to the worker, `_committed` tells each group what is durable, and only then do groups
-commit and replicas apply and answer.
+happens before a reply: `_write` hands the batch to the file and the file to the worker, `_committed` tells each group what is durable, and
+only then do groups commit and replicas apply and answer.
 
 Knows the order of persist, apply and reply (P1-P13). Knows no HTTP, no contexts. Invariants: at most one commit is under way; a group
-hears `persisted` only after the COMMIT that holds its record returned (P12); after a failed commit nothing is acknowledged any more
+hears `persisted` only after the sync of the COMMIT that holds its record (P12); after a failed commit nothing is acknowledged any more
 (P10).
 """
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,7 @@ class Engine:
         self._gathered: list[tuple[int, bytes]] = []
         self._promises: list[tuple[Replica, int]] = []
         self._is_log_busy = False
+        self._is_syncing = False
         self._is_bound = False
         self._is_checkpoint_due = False
         self._is_closing = False
@@ -309,7 +311,7 @@ class Engine:
             if batch:
                 self._log.append(batch)
             self._is_bound = False
-            commit = self._log.seal()
+            file = self._log.seal()
         except (StorageError, ValueError) as error:
             self.fail(error)
             return
@@ -317,7 +319,9 @@ class Engine:
         self.counters.batch_records += len(batch)
         self.counters.batch_bytes += sum([len(record) for _, record in batch])
         self.disk.begin(self._loop.time())
-        self._occupy(commit, lambda _report, error: self._committed(promises, error))
+        self._is_log_busy = self._is_syncing = True
+        self._idle.clear()
+        self._worker.sync(file, lambda _none, error: self._committed(promises, error))
 
     def _occupy(self, job: Callable[[], Any], outcome: Callable[[Any, BaseException | None], None]) -> None:
         self._is_log_busy = True
@@ -327,9 +331,11 @@ class Engine:
     def _committed(self, promises: list[tuple[Replica, int]], error: BaseException | None) -> None:
         """The batch is durable: start the next one, then let every group count what it persisted, apply and answer."""
         self.disk.end(self._loop.time())
-        self._is_log_busy = False
-        if error is not None:
-            self.fail(error)
+        self._is_log_busy = self._is_syncing = False
+        try:
+            self._log.synced(error)
+        except StorageError as failure:
+            self.fail(failure)
             return
         if self._log.wants_checkpoint and not self._is_checkpoint_due:
             # Before other jobs: under load there is always one, and the WAL must not grow meanwhile.
@@ -411,3 +417,8 @@ class Engine:
         """End the worker, after what it is doing. Does not flush: the node does that first if it can."""
         self._is_closed = True
         self._worker.close()
+        if self._is_syncing:
+            self._is_syncing = False
+            with suppress(StorageError):
+                # Over, but nobody will hear how.
+                self._log.synced(OSError("the node was closed meanwhile"))

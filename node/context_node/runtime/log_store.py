@@ -4,7 +4,8 @@ Knows: batches of opaque records, which of them are still needed, each shard's c
 and generation. Does not know: what an entry says, tasks, timers, messages.
 
 Invariants
-- What `commit` returned for is on the disk, whole, and `recover` finds it after any loss of power (P1, P2, P12).
+- What `commit` returned for, or `synced` without an error, is on the disk, whole, and `recover` finds it after any loss of power (P1, P2,
+  P12).
 - Opening rewrites and syncs what was found in the WAL and then commits once: what is recovered is durable before
   anybody acts on it (P9), also after an fsync that failed and left clean-looking pages in memory (P10).
 - Any error of the file poisons the store: every later call raises. Opening it again finds every committed batch.
@@ -12,10 +13,10 @@ Invariants
 - A batch is deleted only when all its entries are below their shard's truncation point or voided and no newest hard
   state is in it; the hard state that `truncate` writes is in the same transaction (P7).
 
-Threads: everything runs on the owner's thread (the event loop) but what `seal` returned, `checkpoint`, `scrub` and
-`close`, which a worker may run. While one of these runs nobody else may call; it raises `StoreInUse` if somebody does.
-The rows are bound on the event loop because a worker would wait for the interpreter's lock at each row; only COMMIT,
-which waits for the disk, is worth a thread.
+Threads: everything runs on the owner's thread (the event loop) but `checkpoint`, `scrub` and `close`, which a worker may
+run, and the sync between `seal` and `synced`. While one of these is under way nobody else may call; it raises `StoreInUse`
+if somebody does. Rows are bound and committed on the event loop, because a worker would wait for the interpreter's lock at
+each; only the disk is worth a thread, and one without Python.
 
 A lock is held from before the file is opened until it is closed: a second process on the same data directory is refused. The
 connection locks the file exclusively as well, so that there is no shared-memory index.
@@ -28,6 +29,7 @@ from itertools import islice
 
 import apsw
 
+from context_node.raft import _core
 from context_node.runtime.databases import (
     REAL_DISK,
     WAL_FRAME_BYTES,
@@ -41,6 +43,7 @@ from context_node.runtime.databases import (
     open_database,
     pages_written,
     storage_error,
+    wal_file,
 )
 from context_node.runtime.log_codec import RECORDS_MAX, pack_batch, unpack_batch
 from context_node.runtime.log_index import BatchCounts, ShardSpans, check_follows
@@ -65,7 +68,7 @@ class LogOptions:
     """`cache_bytes`: page cache. `wal_bytes_max`: WAL size from which a checkpoint is due, in [1 MiB, 1 GiB].
     No batch is committed during a checkpoint, so it should be short: 4 MiB take 2 to 15 ms here.
 
-    `synchronous` is FULL; anything else exists for the test that shows the loss.
+    `synchronous` is FULL: each commit is synced, by the store and not by SQLite. Anything else exists for the test that shows the loss.
     """
 
     cache_bytes: int = 2 * 1024 * 1024
@@ -103,7 +106,13 @@ class LogStore:
         try:
             self._database = open_database(
                 path,
-                DatabaseOptions(synchronous=options.synchronous, cache_bytes=options.cache_bytes, exclusive=True, disk=options.disk),
+                DatabaseOptions(
+                    # At a commit the store syncs, at a checkpoint SQLite.
+                    synchronous="NORMAL" if options.synchronous == "FULL" else options.synchronous,
+                    cache_bytes=options.cache_bytes,
+                    exclusive=True,
+                    disk=options.disk,
+                ),
             )
         except BaseException:
             self.unlock()
@@ -112,6 +121,9 @@ class LogStore:
         try:
             self.boot, self.identity = first_commit(self._database, path, identity_if_new)
             self._commits += 1
+            self._wal = wal_file(self._database)
+            if options.synchronous == "FULL":
+                _core.sync_file(self._wal)
             self.shards: int | None = self._execute("SELECT value FROM meta WHERE key='shards'").get
             """Into how many shards contexts are hashed, if this log was made by a version that kept it."""
             self.nodes: bytes = self._execute("SELECT value FROM meta WHERE key='nodes'").get or b""
@@ -120,7 +132,7 @@ class LogStore:
             """The feature level that was known last: what is in the log may need as new a version."""
             self.is_removed: bool = self._execute("SELECT value FROM meta WHERE key='removed'").get is not None
             """Whether the cluster has said that this store belongs to it no more."""
-        except (apsw.Error, StorageError) as error:
+        except (apsw.Error, OSError, StorageError) as error:
             abandon(self._database)
             self.unlock()
             raise storage_error(path, "open", error, self._database) from error
@@ -272,21 +284,42 @@ class LogStore:
         self._bind("DELETE FROM shards WHERE shard=?", (shard,))
         self._release(self._spans.pop(shard).batches())
 
-    def seal(self) -> Callable[[], CommitReport]:
-        """Close the open transaction for changes; the caller runs what is returned, in a worker if it likes.
-
-        That call is the COMMIT with its fsync; when it returns, all since the last one is durable. Until then the store
-        has no other user. It raises `StorageError`, after which the store is poisoned (P10).
-        """
+    def seal(self) -> int:
+        """Write the open transaction out; what is returned is the file to sync (`Worker.sync`, `sync_file`), and how that went is told to
+        `synced`. Until then the store has no other user. Raises `StorageError`, after which the store is poisoned (P10)."""
         self._check_usable()
         if self._open:
             self._delete_dead(DELETES_PER_COMMIT)
+            try:
+                self._execute("COMMIT")
+            except apsw.Error as error:
+                raise self._fail("commit", error) from error
+            self._open = False
+            self._commits += 1
         self._busy = True
-        return self._commit
+        return self._wal
+
+    def synced(self, error: BaseException | None = None) -> CommitReport:
+        """The file that `seal` gave was synced: all that was written before is durable. With an `error` it may be or not, and the store is
+        poisoned (P10): raises `StorageError`."""
+        self._busy = False
+        report, self._report = self._report, CommitReport(0, 0, 0)
+        if error is not None:
+            raise self._fail("commit", error) from error
+        self._batches += report.batch != 0
+        self._records += report.records
+        self._record_bytes += report.record_bytes
+        return report
 
     def commit(self) -> CommitReport:
-        """`seal` and commit in this thread."""
-        return self.seal()()
+        """Commit and sync in this thread. Raises `StorageError`."""
+        file = self.seal()
+        if self._options.synchronous == "FULL":
+            try:
+                _core.sync_file(file)
+            except Exception as error:
+                return self.synced(error)
+        return self.synced()
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -358,8 +391,14 @@ class LogStore:
         return self.wal_bytes >= self._options.wal_bytes_max
 
     def checkpoint(self) -> None:
-        """Carry the WAL over into the database file, so that it starts anew. Between commits; a worker may run it."""
-        self._alone("checkpoint", lambda: self._carry_over(apsw.SQLITE_CHECKPOINT_PASSIVE))
+        """Carry the WAL over into the database file, and begin it anew. Between commits; a worker may run it."""
+
+        def work() -> None:
+            self._carry_over(apsw.SQLITE_CHECKPOINT_PASSIVE)
+            # The first commit after it syncs a new head of the WAL by itself: here and not on the event loop.
+            self._execute("INSERT OR REPLACE INTO meta VALUES('checkpoints', ?)", (self._checkpoints,))
+
+        self._alone("checkpoint", work)
 
     def scrub(self) -> None:
         """Take the bytes of deleted batches out of the files. Between commits; a worker may run it.
@@ -467,22 +506,6 @@ class LogStore:
             raise self._fail("delete", error) from error
         for _ in dead:
             self._dead.popleft()
-
-    def _commit(self) -> CommitReport:
-        report, self._report = self._report, CommitReport(0, 0, 0)
-        try:
-            if self._open:
-                self._execute("COMMIT")
-                self._open = False
-                self._commits += 1
-        except apsw.Error as error:
-            raise self._fail("commit", error) from error
-        finally:
-            self._busy = False
-        self._batches += report.batch != 0
-        self._records += report.records
-        self._record_bytes += report.record_bytes
-        return report
 
     def _alone(self, operation: str, work: Callable[[], None]) -> None:
         self._check_usable()

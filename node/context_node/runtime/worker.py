@@ -1,21 +1,24 @@
-"""One thread for what waits on a disk: COMMITs, checkpoints, scrubs.
+"""Threads for what waits on a disk: one for jobs such as checkpoints and scrubs, one for syncs.
 
 Knows nothing of what it runs. A job runs in the thread; its outcome comes back to the event loop that submitted it. Jobs run one at a
-time, in order. Why not `run_in_executor`: a commit happens thousands of times a second, and a queue with one wake-up each way costs a
-third of it.
+time, in order. Why not `run_in_executor`: a queue with one wake-up each way costs a third of it. Syncs happen a thousand times a second,
+and even a thread of Python's is too dear for them: it would ask for the interpreter's lock whenever it wakes up. Theirs is native.
 """
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
+
+from context_node.raft._core import FileSync
 
 Outcome = Callable[[Any, BaseException | None], None]
 
 
 class Worker:
-    """A named daemon thread. `submit` may be called from the event loop's thread only."""
+    """A named daemon thread, and another from the first `sync` on. To be called from the event loop's thread only."""
 
     is_closed = False
     """Whether `close` was called: nothing is run any more."""
@@ -25,12 +28,30 @@ class Worker:
         self._jobs: SimpleQueue[tuple[Callable[[], Any], Outcome] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        self._syncs: FileSync | None = None
+        self._sync_outcomes: deque[Outcome] = deque()
 
     def submit(self, job: Callable[[], Any], outcome: Outcome) -> None:
         """Run `job` in the thread, then `outcome(result, error)` on the event loop. Raises RuntimeError after `close`."""
         if self.is_closed:
             raise RuntimeError("this worker was closed")
         self._jobs.put((job, outcome))
+
+    def sync(self, file: int, outcome: Outcome) -> None:
+        """Make durable what was written to an open SQLite file (`databases.wal_file`), then `outcome(None, error)` on the event loop. The
+        file stays open until then, or until `close` has returned. Raises RuntimeError after `close`."""
+        if self.is_closed:
+            raise RuntimeError("this worker was closed")
+        if self._syncs is None:
+            self._syncs = FileSync()
+            self._loop.add_reader(self._syncs.fileno(), self._synced)
+        self._sync_outcomes.append(outcome)
+        self._syncs.submit(file)
+
+    def _synced(self) -> None:
+        assert self._syncs is not None
+        for error in self._syncs.take():
+            self._sync_outcomes.popleft()(None, error)
 
     async def run(self, job: Callable[[], Any]) -> Any:
         """Run `job` in the thread and wait for its result."""
@@ -48,10 +69,16 @@ class Worker:
         return await done
 
     def close(self) -> None:
-        """Finish what is queued and end the thread. Outcomes that are on their way may still arrive. May be repeated."""
+        """Finish what is queued and end the threads. Outcomes of jobs that are on their way may still arrive, those of syncs do not. May be
+        repeated."""
         self.is_closed = True
         self._jobs.put(None)
         self._thread.join()
+        if self._syncs is not None:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._syncs.fileno())
+            self._syncs.close()
+            self._syncs = None
 
     def _run(self) -> None:
         while (entry := self._jobs.get()) is not None:

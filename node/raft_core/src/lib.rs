@@ -1,12 +1,14 @@
 //! `context_node.raft._core`: raft-rs for Python, one object per replica of a group.
 //!
 //! No threads, no I/O, no clock, no randomness but the caller's seed. `_core.pyi` is the reference of
-//! the Python side; `context_node/raft/__init__.py` states what its caller owes.
+//! the Python side; `context_node/raft/__init__.py` states what its caller owes. Beside it stands
+//! `file_sync`, which is no part of Raft and knows nothing of it.
 
 // Generated protobuf types hold private caches: literals with `..Default::default()` are longer.
 #![allow(clippy::field_reassign_with_default)]
 
 mod failure;
+mod file_sync;
 mod group;
 mod members;
 mod memory_log;
@@ -124,5 +126,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(decode_conf_state, module)?)?;
     module.add_function(wrap_pyfunction!(decode_conf_change, module)?)?;
     module.add_function(wrap_pyfunction!(peek_message, module)?)?;
+    module.add_class::<file_sync::FileSync>()?;
+    module.add_function(wrap_pyfunction!(file_sync::sync_file, module)?)?;
     Ok(())
 }

@@ -64,8 +64,19 @@ MUTANTS = (
         (
             (
                 ENGINE,
-                "        if error is not None:\n            self.fail(error)\n            return\n        if self._log.wants_checkpoint",
-                "        if self._log.wants_checkpoint",
+                "self._log.synced(error)",
+                "self._log.synced(None)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a batch counts that was written and not synced",
+        "P2; P12",
+        (
+            (
+                ENGINE,
+                "self._worker.sync(file, lambda _none, error: self._committed(promises, error))",
+                "self._loop.call_soon(self._committed, promises, None)",
             ),
         ),
     ),
@@ -101,8 +112,8 @@ MUTANTS = (
         (
             (
                 LOG,
-                "ShardRow(row.replica_id, row.generation, state, index, term, row.since_batch, newest)",
-                "ShardRow(row.replica_id, row.generation, row.hard_state, index, term, row.since_batch, newest)",
+                "ShardRow(row.replica_id, row.generation, state, index, term, since, newest)",
+                "ShardRow(row.replica_id, row.generation, row.hard_state, index, term, since, newest)",
             ),
         ),
     ),
