@@ -5,6 +5,7 @@ seq, beginning behind its mark; a batch's marks say nothing that its rows do not
 one has confirmed, never beyond (H6).
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -95,9 +96,9 @@ class Batch:
         return copied
 
 
-def next_batch(replica: Replica, waiting: Iterable[str], limits: BatchLimits, again: Mapping[str, int]) -> Batch:
+async def next_batch(replica: Replica, waiting: Iterable[str], limits: BatchLimits, again: Mapping[str, int]) -> Batch:
     """The next batch of a shard, of the contexts that wait in this order. `again`: of contexts that are copied again, up to where that was
-    done."""
+    done. Each context is taken as it is at one moment, between two of them others may write."""
     batch, epoch = Batch(), replica.machine.archive_epoch
     for context_id in waiting:
         if batch.is_full(limits):
@@ -107,6 +108,7 @@ def next_batch(replica: Replica, waiting: Iterable[str], limits: BatchLimits, ag
             batch.idle.append(context_id)
         else:
             batch.add(replica, context, limits, again.get(context_id, archived_upto(context.head, epoch)))
+            await asyncio.sleep(0)
     return batch
 
 

@@ -133,7 +133,7 @@ class Copier:
 
     async def _copy(self, replica: Replica, led: Led) -> Turn:
         waiting = [context_id for context_id in led.behind if context_id not in led.lost]
-        batch = next_batch(replica, waiting, self._limits, led.again)
+        batch = await next_batch(replica, waiting, self._limits, led.again)
         for context_id in batch.idle:
             led.behind.drop(context_id)
         if not batch.marks:

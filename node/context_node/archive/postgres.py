@@ -24,7 +24,7 @@ from context_node.contexts.commands import Restored
 
 CLOSE_S = 2.0
 
-ROWS_AT_ONCE = 200
+ROWS_AT_ONCE = 100
 """So many messages go in one statement. To encode a whole batch would hold the event loop, and who writes meanwhile, for several ms."""
 
 ADVISORY_LOCK = 0x636F6E74
@@ -41,6 +41,11 @@ class PostgresOptions:
     pool_max: int = 4
     connect_timeout_s: float = 10.0
     command_timeout_s: float = 60.0
+
+
+async def _nothing_to_reset(_connection: Any) -> None:
+    """All that is set here is set for a transaction, and a connection on which anything failed is dropped: asyncpg's own reset would ask
+    the server once more for each batch."""
 
 
 class Postgres:
@@ -69,6 +74,7 @@ class Postgres:
                 timeout=options.connect_timeout_s,
                 command_timeout=options.command_timeout_s,
                 server_settings={"application_name": "contextstore"},
+                reset=_nothing_to_reset,
             )
             self._pool = await pool
             try:
