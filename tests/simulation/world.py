@@ -101,7 +101,13 @@ class SimulatedWorker(Worker):
         self._owner.call_at(begin, work)
 
     def sync(self, file: int, outcome: Outcome) -> None:
-        self.submit(lambda: _core.sync_file(file), outcome)
+        def work() -> None:
+            # The file may be closed by then.
+            if self.is_closed:
+                raise OSError("the worker was closed meanwhile")
+            _core.sync_file(file)
+
+        self.submit(work, outcome)
 
     def _span_s(self) -> float:
         random, pace = self._loop.random, self._pace

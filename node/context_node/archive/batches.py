@@ -6,7 +6,7 @@ one has confirmed, never beyond (H6).
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, context_row, message_row, told_of
@@ -45,14 +45,12 @@ class BatchLimits:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows for the archive, and what is noted of them once they are there. `sizes`: bytes by context; `idle`: contexts that lack
-    nothing."""
+    """Rows for the archive, and what is noted of them once they are there. `sizes`: bytes by context."""
 
     messages: list[ArchivedMessage] = field(default_factory=list)
     contexts: list[ArchivedContext] = field(default_factory=list)
     marks: list[Archived] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
-    idle: list[str] = field(default_factory=list)
     bytes: int = 0
     trimmed: int = 0
 
@@ -96,16 +94,19 @@ class Batch:
         return copied
 
 
-async def next_batch(replica: Replica, waiting: Iterable[str], limits: BatchLimits, again: Mapping[str, int]) -> Batch:
+async def next_batch(
+    replica: Replica, waiting: Iterable[str], limits: BatchLimits, again: Mapping[str, int], on_idle: Callable[[str], None]
+) -> Batch:
     """The next batch of a shard, of the contexts that wait in this order. `again`: of contexts that are copied again, up to where that was
-    done. Each context is taken as it is at one moment, between two of them others may write."""
+    done. `on_idle` is told at once of a context that lacks nothing. Each context is taken as it is at one moment, and between two of them
+    others may write."""
     batch, epoch = Batch(), replica.machine.archive_epoch
     for context_id in waiting:
         if batch.is_full(limits):
             break
         context = replica.context(context_id)
         if context is None or not (context_id in again or limits.is_behind(context.head, epoch)):
-            batch.idle.append(context_id)
+            on_idle(context_id)
         else:
             batch.add(replica, context, limits, again.get(context_id, archived_upto(context.head, epoch)))
             await asyncio.sleep(0)

@@ -133,9 +133,7 @@ class Copier:
 
     async def _copy(self, replica: Replica, led: Led) -> Turn:
         waiting = [context_id for context_id in led.behind if context_id not in led.lost]
-        batch = await next_batch(replica, waiting, self._limits, led.again)
-        for context_id in batch.idle:
-            led.behind.drop(context_id)
+        batch = await next_batch(replica, waiting, self._limits, led.again, led.behind.drop)
         if not batch.marks:
             return Turn()
         try:

@@ -311,6 +311,7 @@ class Engine:
             if batch:
                 self._log.append(batch)
             self._is_bound = False
+            self.disk.begin(self._loop.time())
             file = self._log.seal()
         except (StorageError, ValueError) as error:
             self.fail(error)
@@ -318,10 +319,12 @@ class Engine:
         self.counters.commits += 1
         self.counters.batch_records += len(batch)
         self.counters.batch_bytes += sum([len(record) for _, record in batch])
-        self.disk.begin(self._loop.time())
         self._is_log_busy = self._is_syncing = True
         self._idle.clear()
-        self._worker.sync(file, lambda _none, error: self._committed(promises, error))
+        try:
+            self._worker.sync(file, lambda _none, error: self._committed(promises, error))
+        except (OSError, RuntimeError) as error:
+            self._committed(promises, error)
 
     def _occupy(self, job: Callable[[], Any], outcome: Callable[[Any, BaseException | None], None]) -> None:
         self._is_log_busy = True
@@ -330,6 +333,8 @@ class Engine:
 
     def _committed(self, promises: list[tuple[Replica, int]], error: BaseException | None) -> None:
         """The batch is durable: start the next one, then let every group count what it persisted, apply and answer."""
+        if not self._is_syncing:
+            return  # closed meanwhile: the log was told that nobody knows
         self.disk.end(self._loop.time())
         self._is_log_busy = self._is_syncing = False
         try:

@@ -395,8 +395,7 @@ class LogStore:
 
         def work() -> None:
             self._carry_over(apsw.SQLITE_CHECKPOINT_PASSIVE)
-            # The first commit after it syncs a new head of the WAL by itself: here and not on the event loop.
-            self._execute("INSERT OR REPLACE INTO meta VALUES('checkpoints', ?)", (self._checkpoints,))
+            self._begin_wal()
 
         self._alone("checkpoint", work)
 
@@ -416,6 +415,7 @@ class LogStore:
                 self._commits += 1
             self._execute("VACUUM")
             self._carry_over(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self._begin_wal()
 
         self._alone("scrub", work)
 
@@ -524,6 +524,10 @@ class LogStore:
         if frames == carried:
             self._wal_start = pages_written(self._database)
         self._checkpoints += 1
+
+    def _begin_wal(self) -> None:
+        """Commit something: the first commit to a WAL that begins anew syncs its head by itself, better here than on the event loop."""
+        self._execute("INSERT OR REPLACE INTO meta VALUES('checkpoints', ?)", (self._checkpoints,))
 
     def _check_usable(self) -> None:
         if self._busy:

@@ -39,19 +39,24 @@ class Worker:
 
     def sync(self, file: int, outcome: Outcome) -> None:
         """Make durable what was written to an open SQLite file (`databases.wal_file`), then `outcome(None, error)` on the event loop. The
-        file stays open until then, or until `close` has returned. Raises RuntimeError after `close`."""
+        file stays open until then, or until `close` has returned. Raises RuntimeError after `close`, and OSError where the system gives no
+        thread or socket for it."""
         if self.is_closed:
             raise RuntimeError("this worker was closed")
         if self._syncs is None:
             self._syncs = FileSync()
             self._loop.add_reader(self._syncs.fileno(), self._synced)
-        self._sync_outcomes.append(outcome)
         self._syncs.submit(file)
+        self._sync_outcomes.append(outcome)
 
     def _synced(self) -> None:
         assert self._syncs is not None
-        for error in self._syncs.take():
-            self._sync_outcomes.popleft()(None, error)
+        told = [(self._sync_outcomes.popleft(), error) for error in self._syncs.take()]
+        for outcome, error in told:
+            try:
+                outcome(None, error)
+            except Exception as raised:
+                self._loop.call_exception_handler({"message": "the outcome of a sync was not taken", "exception": raised})
 
     async def run(self, job: Callable[[], Any]) -> Any:
         """Run `job` in the thread and wait for its result."""

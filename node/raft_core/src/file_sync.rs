@@ -19,8 +19,8 @@ use std::thread::JoinHandle;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
-/// `SQLITE_SYNC_NORMAL | SQLITE_SYNC_DATAONLY`: what SQLite passes for a WAL.
-const WAL_SYNC: c_int = 0x12;
+/// `SQLITE_SYNC_NORMAL`: what SQLite passes for a WAL.
+const WAL_SYNC: c_int = 0x02;
 /// `EIO`, for a VFS that says that it failed and not why.
 const NO_REASON: i32 = 5;
 
