@@ -9,7 +9,7 @@ from simulation.__main__ import EVENTS, HASH_SEEDS, lines_of, worker
 from simulation.run import simulate
 
 SEEDS = 150
-UPGRADES = 30
+UPGRADES = 45
 CHUNK = 30
 SITUATIONS_MIN = 40
 
