@@ -39,7 +39,7 @@ SYNCED = ("shared_buffers=256MB", "max_wal_size=4GB")
 
 SETTLE_S = 6.0
 """Nodes keep effects in memory for up to 5 s before they store them. A cluster with an archive has stored its own by then; one
-without goes on in the turn of the other, which with turns of 2.5 s and no pause made a ratio of 2.8 of one of 1.3."""
+without goes on in the turn of the other, which with turns of 2.5 s and no pause made a ratio of 2.8 of one of 1.5."""
 
 
 @dataclass

@@ -100,11 +100,12 @@ async def next_batch(
     """The next batch of a shard, of the contexts that wait in this order. `again`: of contexts that are copied again, up to where that was
     done. `on_idle` is told at once of a context that lacks nothing. Each context is taken as it is at one moment, and between two of them
     others may write."""
-    batch, epoch = Batch(), replica.machine.archive_epoch
+    batch = Batch()
     for context_id in waiting:
         if batch.is_full(limits):
             break
-        context = replica.context(context_id)
+        # Asked anew each time: others were let in meanwhile.
+        context, epoch = replica.context(context_id), replica.machine.archive_epoch
         if context is None or not (context_id in again or limits.is_behind(context.head, epoch)):
             on_idle(context_id)
         else:

@@ -46,7 +46,7 @@ def unsigned(number: int) -> int:
 
 
 def first_commit(database: apsw.Connection, path: str, identity_if_new: LogIdentity) -> tuple[int, LogIdentity]:
-    """The commit that makes the start durable (P9): create the tables if there are none, count the start.
+    """The commit that makes the start durable once it is synced (P9): create the tables if there are none, count the start.
 
     Returns the number of this start, from 1, and whose log it is. Raises `StorageFailed` for another format.
     """

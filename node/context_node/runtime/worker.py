@@ -44,8 +44,9 @@ class Worker:
         if self.is_closed:
             raise RuntimeError("this worker was closed")
         if self._syncs is None:
-            self._syncs = FileSync()
-            self._loop.add_reader(self._syncs.fileno(), self._synced)
+            syncs = FileSync()
+            self._loop.add_reader(syncs.fileno(), self._synced)
+            self._syncs = syncs
         self._syncs.submit(file)
         self._sync_outcomes.append(outcome)
 
