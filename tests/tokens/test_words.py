@@ -25,7 +25,26 @@ TEXTS = st.lists(NEIGHBOURS, max_size=40).map("".join) | st.text(max_size=60)
 @each_encoding
 @settings(max_examples=1500, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=6))
-@example(texts=["", " ", "  ", " a", "a ", "a  b", "a\n b", "a \nb", "a\t b", "foo\n\t bar", "\n a", "a\n\n\n b"])
+@example(
+    texts=[
+        "",
+        " ",
+        "  ",
+        " a",
+        "a ",
+        "a  b",
+        "a\n b",
+        "a \nb",
+        "a\t b",
+        "foo\n\t bar",
+        "\n a",
+        "a\n\n\n b",
+        "a\n/b",
+        ".\n/\nb",
+        "a \nb \n",
+        "a  \n- b",
+    ]
+)
 def test_any_text_costs_what_tiktoken_says_of_the_whole_whatever_was_counted_before(name: str, texts: list[str]) -> None:
     counter = WordCounter(lambda text: whole(name, text))
     for text in (*texts, *texts):
@@ -50,6 +69,24 @@ def test_words_that_were_met_are_counted_without_tiktoken(name: str) -> None:
 
 
 @each_encoding
+def test_lines_indents_and_a_blank_at_the_end_do_not_make_a_text_new(name: str) -> None:
+    asked: list[str] = []
+
+    def count_tokens(text: str) -> int:
+        asked.append(text)
+        return whole(name, text)
+
+    counter = WordCounter(count_tokens)
+    text = "Your options:\n\n- the early flight,\n- the late one. \n\n    seats = 2\n    price = 3\n\nWhich of them? "
+    for _ in range(3):
+        assert counter.count(text) == whole(name, text)
+    asked.clear()
+    assert counter.count(text) == whole(name, text)
+    assert counter.count("- the early flight,\n\nWhich of them? ") == whole(name, "- the early flight,\n\nWhich of them? ")
+    assert asked == [" flight,\n\n"], "the one word that was not there before"
+
+
+@each_encoding
 def test_a_text_of_new_words_is_counted_whole_after_a_few(name: str) -> None:
     asked: list[str] = []
 
@@ -59,7 +96,7 @@ def test_a_text_of_new_words_is_counted_whole_after_a_few(name: str) -> None:
 
     text = " ".join(f"w{place}" for place in range(1000))
     assert WordCounter(count_tokens).count(text) == whole(name, text)
-    assert len(asked) == 1 + NEW_WORDS_MAX + 1
+    assert len(asked) == NEW_WORDS_MAX + 1
     assert asked[-1] == text
 
 
