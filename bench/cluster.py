@@ -6,6 +6,9 @@ unfair to nobody. One closed-loop load (`bench/peers/load`, Go) writes the same 
 nodes that lead, and to any node. etcd is asked by gRPC, its best way. Prints medians with the least and the most of the rounds; CPU is
 that of the servers. pysyncobj comes after the others, since it is never idle. raftos is tried as well, and says how far it gets.
 
+Of ours there are two clusters: one as it is by default, whose 32 Raft groups are led by all nodes, and one with a single group, as each of
+the others has here: what many groups cost when so few connections share three nodes is between the two.
+
     bench/cluster.py [--rounds 8] [--seconds 2] [--connections 32 128] [single batch]
 
 Needs Go, which builds the peers at their pinned versions (`bench/peers/go.mod`); those in Python come from their lock file.
@@ -28,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from cluster_systems import (
     BATCH,
     NODES,
+    OURS,
+    OURS_IN_ONE,
     PEERS,
     System,
     build_peers,
@@ -35,6 +40,7 @@ from cluster_systems import (
     etcd,
     jetstream,
     ours,
+    ours_in_one_group,
     pysyncobj,
     raftos_outcome,
 )
@@ -108,17 +114,19 @@ def report(found: dict[tuple[str, str, bool, int], Rounds], systems: list[System
     where = "to the nodes that lead" if to_leader else "to any node"
     unit = "messages/s" if work == "batch" else "writes/s"
     print(f"\n{'batches of 10' if work == 'batch' else 'single writes'} {where}, {connections} connections")
-    first = middle(found[systems[0].name, work, to_leader, connections].rates)
+    by_default, in_one = (middle(found[name, work, to_leader, connections].rates) for name in (OURS, OURS_IN_ONE))
     for system in systems:
         rounds = found[system.name, work, to_leader, connections]
+        rate = middle(rounds.rates)
         if not rounds.rates:
             print(f"  {system.name:<9} no round succeeded")
             continue
-        rate = middle(rounds.rates)
-        ratio = f"ours are {first / rate:5.2f} ×" if system is not systems[0] else ""
+        is_ours = system.name in (OURS, OURS_IN_ONE)
+        ratio = "" if is_ours else f"ours are {by_default / rate:5.2f} ×, in one group {in_one / rate:5.2f} ×"
         print(
             f"  {system.name:<9} {rate:>9,.0f} {unit} [{min(rounds.rates):,.0f}, {max(rounds.rates):,.0f}]   "
-            f"p50 {middle(rounds.p50_ms):6.2f} ms   p99 {middle(rounds.p99_ms):7.2f} ms   CPU {middle(rounds.cpu_us):6.0f} µs   {ratio}"
+            f"p50 {middle(rounds.p50_ms):6.2f} ms   p99 {middle(rounds.p99_ms):7.2f} ms   CPU {middle(rounds.cpu_us):6.0f} µs   {ratio}",
+            flush=True,
         )
 
 
@@ -134,7 +142,7 @@ def main() -> int:
     kinds = [(work, connections) for work in options.work or ["single", "batch"] for connections in options.connections]
     with tempfile.TemporaryDirectory(prefix="bench-cluster-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        systems = [stack.enter_context(start(folder)) for start in (ours, etcd, jetstream)]
+        systems = [stack.enter_context(start(folder)) for start in (ours, ours_in_one_group, etcd, jetstream)]
         found: dict[tuple[str, str, bool, int], Rounds] = {}
 
         def measure(taking_part: list[System]) -> None:
@@ -145,13 +153,17 @@ def main() -> int:
                             into = found.setdefault((system.name, work, to_leader, connections), Rounds())
                             one_round(system, work, to_leader, connections, options.seconds, into)
 
+        def report_all(of: list[System]) -> None:
+            for work, connections in kinds:
+                for to_leader in (True, False):
+                    report(found, of, work, to_leader, connections)
+
         measure(systems)
+        report_all(systems)
         # It looks for work a thousand times a second, also when there is none: beside the others it would take their time.
         late = stack.enter_context(pysyncobj(folder))
         measure([late])
-        for work, connections in kinds:
-            for to_leader in (True, False):
-                report(found, [*systems, late], work, to_leader, connections)
+        report_all([late])
         print()
         for system in (*systems, late):
             print(f"  {system.name:<9} {syncs_per_write(system, options.seconds)}")

@@ -26,6 +26,7 @@ CONTEXTS = 96
 BATCH = 10
 TEXT = 2 * "A message of an ordinary length, as people and models write them to each other; it says little, but in words. "
 NODES = 3
+OURS, OURS_IN_ONE = "ours", "ours/1"
 READY_S = 60.0
 
 
@@ -163,7 +164,17 @@ def ours(folder: Path, *settings: str) -> Iterator[System]:
             _, headers = ask(url + path, {"message": {"role": "user", "content": "first"}})
             leading[int(headers["X-Context-Leader"].removeprefix("n"))].append(path)
         targets = [f"127.0.0.1:{port}" for port in ports]
-        yield System("ours", "http", targets, leading, [paths] * NODES, {"single": single(), "batch": batch()}, processes)
+        yield System(OURS, "http", targets, leading, [paths] * NODES, {"single": single(), "batch": batch()}, processes)
+
+
+@contextlib.contextmanager
+def ours_in_one_group(folder: Path) -> Iterator[System]:
+    """With one Raft group, as etcd has, and a stream of JetStream."""
+    inner = folder / "one-group"
+    inner.mkdir()
+    with ours(inner, "--shards", "1") as system:
+        system.name = OURS_IN_ONE
+        yield system
 
 
 @contextlib.contextmanager
