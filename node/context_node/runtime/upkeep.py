@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from context_node.contexts.context import Context
 from context_node.runtime.databases import StorageError
 from context_node.runtime.engine import Engine
+from context_node.runtime.flush_pace import FlushPace
 from context_node.runtime.log_store import LogStore
 from context_node.runtime.replica import Replica
 from context_node.runtime.worker import Worker
@@ -64,6 +65,7 @@ class Upkeep:
         self._worker = worker
         self._loop = loop
         self._on_error = on_error
+        self._pace = FlushPace(limits.flush_age_s, limits.flush_bytes)
         self._purged_at: float | None = None
         self._rounds = 0
         self._has_changes = False
@@ -124,19 +126,21 @@ class Upkeep:
     async def _flush_due(self) -> None:
         now = self._loop.time()
         replicas = list(self._engine.replicas.values())
-        is_over = sum(replica.machine.changes.pending_bytes for replica in replicas) > self._limits.dirty_bytes_max
-        self.dirty_bytes = 0
-        for replica in replicas:
-            if replica.failure is not None or not replica.has_changes or replica.storing.locked():
-                continue
-            pending = replica.machine.changes.pending_bytes
-            since = replica.dirty_since
-            if is_over or pending >= self._limits.flush_bytes or (since is not None and now - since >= self._limits.flush_age_s):
+        waiting = [one for one in replicas if one.failure is None and one.has_changes and not one.storing.locked()]
+        sizes = [one.machine.changes.pending_bytes for one in waiting]
+        self.dirty_bytes = sum(sizes)
+        since = [now if one.dirty_since is None else one.dirty_since for one in waiting]
+        due = self._pace.due(list(zip(since, sizes, strict=True)), now)
+        if sum(one.machine.changes.pending_bytes for one in replicas) > self._limits.dirty_bytes_max:
+            due = list(range(len(waiting)))
+        for place in due:
+            replica = waiting[place]
+            # Looked at again: others were let in meanwhile.
+            if replica.failure is None and not replica.storing.locked():
+                self.dirty_bytes -= sizes[place]
                 self.flush(replica)
                 # A flush holds the event loop for its rows; let requests in before the next.
                 await asyncio.sleep(0)
-            else:
-                self.dirty_bytes += pending
 
     def flush(self, replica: Replica) -> None:
         """Write a replica's changes to its database now."""
