@@ -71,15 +71,24 @@ def test_a_shard_that_gets_much_is_flushed_whenever_it_has_enough() -> None:
     assert 48 <= sum(map(len, shards.flushed)) <= 50
 
 
+def test_shards_that_are_flushed_all_the_time_do_not_take_the_turns_of_the_others() -> None:
+    shards = Shards([2_000_000.0] * 4 + [10.0] * 32)
+    for _ in range(200):
+        shards.round()
+    assert max(sum(shard >= 4 for shard in due) for due in shards.flushed) <= 2
+
+
 def test_what_is_too_large_is_flushed_at_once() -> None:
     assert pace().due([(99.9, 5), (100.0, 100_000)], 100.0) == [1]
 
 
 def test_after_a_pause_nothing_is_in_arrears() -> None:
     one = pace()
-    assert one.due([(0.0, 5)], 0.1) == []
-    assert one.due([], 1_000.0) == []
-    assert one.due([(5_000.0, 5), (5_000.0, 5)], 5_000.1) == []
+    for passed_s in (1.0, 2.0, 3.0, 4.0):
+        assert one.due([(0.0, 5)], passed_s) == []
+    assert one.due([], 4.5) == []
+    assert one.due([(5_000.0, 5), (5_000.0, 5)], 5_001.0) == []
+    assert one.due([(5_000.0, 5), (5_000.0, 5)], 5_003.0) == [0]
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,12 +1,14 @@
 """Counting by words gives exactly what tiktoken gives for the whole, within bounds of memory and work."""
 
+import json
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from context_node.tokens import words
 from context_node.tokens.encodings import TOKENIZERS, encoding
-from context_node.tokens.words import NEW_WORDS_MAX, WORD_CHARS_MAX, WordCounter
+from context_node.tokens.words import LONG_WORD_COSTS, NEW_WORDS_MAX, WORD_CHARS_MAX, WordCounter
 
 
 def whole(name: str, text: str) -> int:
@@ -84,6 +86,41 @@ def test_lines_indents_and_a_blank_at_the_end_do_not_make_a_text_new(name: str) 
     assert counter.count(text) == whole(name, text)
     assert counter.count("- the early flight,\n\nWhich of them? ") == whole(name, "- the early flight,\n\nWhich of them? ")
     assert asked == [" flight,\n\n"], "the one word that was not there before"
+
+
+@each_encoding
+def test_code_and_indented_json_are_counted_by_what_was_met(name: str) -> None:
+    asked: list[str] = []
+
+    def count_tokens(text: str) -> int:
+        asked.append(text)
+        return whole(name, text)
+
+    counter = WordCounter(count_tokens)
+    data = json.dumps([{"id": number, "seats": ["a", "b"], "price": {"value": number * 10}} for number in range(9)], indent=4)
+    code = "def count(text):\n    if not text:\n        return 0\n\n    return len(text)\n"
+    for text in (data, code):
+        for _ in range(20):
+            assert counter.count(text) == whole(name, text)
+        asked.clear()
+        assert counter.count(text) == whole(name, text)
+        assert asked == []
+
+
+@each_encoding
+@pytest.mark.parametrize("text", ["a \n" * 900 + "x" * 40, " ".join(["x" * 25] * 60), "- \n" * 900, "word " * 400 + "y" * 3000 + " z" * 3])
+def test_a_text_that_cannot_be_learned_costs_few_counts_of_its_words(name: str, text: str) -> None:
+    asked: list[str] = []
+
+    def count_tokens(text: str) -> int:
+        asked.append(text)
+        return whole(name, text)
+
+    counter = WordCounter(count_tokens)
+    for _ in range(3):
+        asked.clear()
+        assert counter.count(text) == whole(name, text)
+    assert len(asked) <= NEW_WORDS_MAX // LONG_WORD_COSTS + 1
 
 
 @each_encoding

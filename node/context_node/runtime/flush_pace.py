@@ -27,13 +27,16 @@ class FlushPace:
         oldest = min(since for since, _ in waiting)
         if self._age_s > 0:
             # Only time in which something waited counts: after a pause nothing is in arrears.
-            passed_s = now - max(self._looked_at, oldest)
+            passed_s = max(0.0, now - max(self._looked_at, oldest))
             self._share = min(self._share + len(waiting) * passed_s / self._age_s, len(waiting))
         self._looked_at = now
         due = []
         for place in sorted(range(len(waiting)), key=lambda place: waiting[place][0]):
             since, size = waiting[place]
-            if now - since >= self._age_s or size >= self._bytes_max or self._share >= 1:
+            if size >= self._bytes_max:
+                # Beside the turns: large shards must not take those of the others.
+                due.append(place)
+            elif now - since >= self._age_s or self._share >= 1:
                 due.append(place)
                 self._share = max(0.0, self._share - 1)
         return due

@@ -2,13 +2,13 @@
 
 Why: splitting a text by its encoding's pattern (Unicode classes, a look-ahead) is most of tiktoken's time, and the rest is a walk through
 tables of megabytes, cold between two requests; together a quarter of all instructions of a durable append (74,000 for 46 tokens). But
-both patterns begin a new piece at every blank that stands beside no other white space, and behind every line break before what is neither
-white space nor a slash. So a text's count is the sum of its words' counts, each with the blank before it or the break behind it; and
-people use few words often.
+both patterns begin a new piece at every blank that stands beside no other white space, and behind the last line break of white space that
+something follows, unless a slash does at once. So a text's count is the sum of its words' counts, each with the blank before it or the
+break behind it; and people use few words often.
 
 Knows where words may be told apart. Does not know patterns or ranks: a new word is counted by tiktoken itself. Invariants: the sum is
-exactly tiktoken's count of the whole; at most `WORDS_MAX` counts are kept in each table, of words of at most `WORD_CHARS_MAX` characters;
-a text of new words costs at most `NEW_WORDS_MAX` short counts more than without this.
+exactly tiktoken's count of the whole; some `WORDS_MAX` counts are kept in each table, of words of at most `WORD_CHARS_MAX` characters;
+a text that turns out to be none of known words costs little more than a second count of it.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +22,12 @@ WORD_CHARS_MAX: Final = 24
 NEW_WORDS_MAX: Final = 16
 """A text with more new words than that is counted whole; the next one finds those that were learned."""
 
+LONG_WORD_COSTS: Final = 8
+"""A word of more than `WORD_CHARS_MAX` characters, which is not learned, counts as so many new ones."""
+
+LINE_CHARS_MIN: Final = 8
+"""A text of shorter lines than that is counted whole: to take it apart would cost more than to count it."""
+
 
 class WordCounter:
     """Counts for one encoding. `count_tokens` is tiktoken's own count of a text."""
@@ -29,22 +35,18 @@ class WordCounter:
     def __init__(self, count_tokens: Callable[[str], int]) -> None:
         self._count_tokens = count_tokens
         self._first: dict[str, int] = {}
-        """Tokens of a word that begins a text or a line."""
+        """Tokens of a word that begins a text or a line, or of blanks that do."""
         self._later: dict[str, int] = {}
         """Tokens of a blank with the word after it."""
 
     def count(self, text: str) -> int:
         """Tokens of `text`. Safe from any thread: two that meet a new word both count it."""
+        breaks = text.count("\n")
+        if breaks * LINE_CHARS_MIN > len(text):
+            return self._count_tokens(text)
         total, room = 0, NEW_WORDS_MAX
-        for line in _lines(text) if "\n" in text else (text,):
-            first, *later = line.split(" ")
-            if later and not later[-1]:
-                # The blank at the end belongs to the word before it.
-                later.pop()
-                if later:
-                    later[-1] += " "
-                else:
-                    first += " "
+        for line in _lines(text) if breaks else (text,):
+            first, later = _split(line)
             try:
                 total += self._first[first] + sum(map(self._later.__getitem__, later))
             except KeyError:
@@ -61,7 +63,7 @@ class WordCounter:
         for word in _words(first, later):
             count = table.get(word)
             if count is None:
-                room -= 1
+                room -= 1 if len(word) <= WORD_CHARS_MAX else LONG_WORD_COSTS
                 if room < 0:
                     return None
                 count = self._learn(table, word, "" if table is self._first else " ")
@@ -71,7 +73,9 @@ class WordCounter:
 
     def _learn(self, table: dict[str, int], word: str, before: str) -> int:
         count = self._count_tokens(before + word)
-        if len(word) <= WORD_CHARS_MAX:
+        # What ends with white space may stand before a blank only at the end of a line: one with a blank in it is found nowhere else, and
+        # behind a break a new line begins.
+        if len(word) <= WORD_CHARS_MAX and (not word[-1:].isspace() or word[-1] in " \n"):
             if len(table) >= WORDS_MAX:
                 table.clear()
             table[word] = count
@@ -79,11 +83,11 @@ class WordCounter:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The text in parts that end where a line break stands before what is no white space and no slash, which may belong to the break's
-    piece."""
+    """The text in parts that end behind the last line break of white space that something follows. Not before a slash, which may belong to
+    the break's piece (o200k)."""
     line = ""
     for part in text.split("\n"):
-        if line and part and part[0] != "/" and not part[0].isspace():
+        if line and part and part[0] != "/" and _begins_line(part):
             yield line
             line = ""
         # Each but the last has its break behind it.
@@ -91,13 +95,41 @@ def _lines(text: str) -> Iterator[str]:
     yield line[:-1]
 
 
+def _begins_line(part: str) -> bool:
+    if not part[0].isspace():
+        return True
+    rest = part.lstrip()
+    return bool(rest) and "\r" not in part[: len(part) - len(rest)]
+
+
+def _split(line: str) -> tuple[str, list[str]]:
+    """At its blanks. Of blanks at the beginning all but the last are the first word; one at the end belongs to the word before it."""
+    if line[:1] == " ":
+        rest = line.lstrip(" ")
+        blanks = len(line) - len(rest)
+        if rest and not rest[0].isspace():
+            first, later = line[: blanks - 1], rest.split(" ")
+        else:
+            first, *later = line.split(" ")
+    else:
+        first, *later = line.split(" ")
+    if later and not later[-1]:
+        later.pop()
+        if later:
+            later[-1] += " "
+        else:
+            first += " "
+    return first, later
+
+
 def _words(first: str, later: list[str]) -> Iterator[str]:
     """The words as they can be told apart: one with white space at an end, or none at all, is joined to its neighbour."""
-    word = first
+    word, is_first = first, True
     for other in later:
-        if word and other and not word[-1].isspace() and not other[0].isspace():
+        is_indent = is_first and not word.strip(" ")
+        if other and not other[0].isspace() and (is_indent or (word and not word[-1].isspace())):
             yield word
-            word = other
+            word, is_first = other, False
         else:
             word += " " + other
     yield word
