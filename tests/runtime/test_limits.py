@@ -262,3 +262,29 @@ def test_a_purge_right_before_a_crash_is_scrubbed_after_the_restart(tmp_path: Pa
         await node.stop()
 
     run(check())
+
+
+def test_s2_what_waits_to_be_stored_is_bounded_over_all_shards(tmp_path: Path) -> None:
+    """Below the bound nothing young is flushed, and the gauge tells what waits; above it every shard is, but one whose files are in use."""
+
+    async def check() -> None:
+        limits = UpkeepLimits(flush_age_s=1e6, dirty_bytes_max=60_000, interval_s=1e6)
+        node = await life(tmp_path, shards=4, upkeep=limits).start()
+        upkeep, replicas = node.upkeep, [node.replicas[shard] for shard in range(4)]
+        for number in range(40):
+            await append(node.service, f"c{number}", "x" * 1_000)
+        await upkeep.round()
+        assert upkeep.dirty_bytes == sum(replica.machine.changes.pending_bytes for replica in replicas) > 40_000
+        assert upkeep.flushes == 0
+        for number in range(40):
+            await append(node.service, f"c{number}", "x" * 1_000)
+        assert all(replica.has_changes for replica in replicas)
+        async with replicas[0].storing:
+            await upkeep.round()
+        assert [replica.has_changes for replica in replicas] == [True, False, False, False]
+        assert upkeep.dirty_bytes == 0, "what may not be flushed now is not counted"
+        await upkeep.round()
+        assert upkeep.dirty_bytes == replicas[0].machine.changes.pending_bytes > 0
+        await node.stop()
+
+    run(check())
