@@ -61,7 +61,7 @@ types: setup ## Check types (mypy --strict)
 bench: setup ## Measure the node beside a bare endpoint
 	$(BIN)/python bench/run.py $(ARGS)
 
-bench-cluster: setup ## Measure three nodes beside etcd, NATS JetStream and pysyncobj (needs Go; 4 to 15 min; ARGS="single --rounds 4 --connections 32")
+bench-cluster: setup ## Measure three nodes beside etcd, NATS JetStream and pysyncobj (needs Go; ARGS="single --rounds 4 --connections 32": 4 min)
 	$(BIN)/python bench/cluster.py $(ARGS)
 
 bench-idle: setup ## Measure what three nodes cost that nobody asks anything (ARGS="--contexts 10000 --shards 256"; 3 min)

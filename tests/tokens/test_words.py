@@ -21,32 +21,33 @@ each_encoding = pytest.mark.parametrize("name", TOKENIZERS)
 # Blanks beside every kind of neighbour: other white space (also such as only Python or only the pattern takes for it), line breaks,
 # marks, digits, letters with and without case, combining marks, and the beginnings of contractions.
 NEIGHBOURS = st.sampled_from([*"    \n\r\t\x0b\x1c\x85\u00a0\u3000", *"aA1'/.", "'s", "'LL", "é", "\u0301", "漢", "ǅ", "ʰ", "٣", "😀"])
+BREAKS = ["", " ", "  ", " a", "a ", "a  b", "a\n b", "a \nb", "a\t b", "foo\n\t bar", "\n a", "a\n\n\n b", "a\n/b", ".\n/\nb", "a  \n- b"]
+# What ends with white space is met alone first, and then before a blank: it must not be taken for a word there.
+ENDS = [
+    "x b",
+    "a\n\t",
+    "a\n\t b",
+    "a\t",
+    "a\t b",
+    "a\r",
+    "a\r b",
+    "a\n",
+    "a\n \rb",
+    "a\n  b",
+    "  a",
+    "   a\n\n   b",
+    "a\n  ",
+    "   ",
+    "a \nb \n",
+]
 TEXTS = st.lists(NEIGHBOURS, max_size=40).map("".join) | st.text(max_size=60)
 
 
 @each_encoding
 @settings(max_examples=1500, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=6))
-@example(
-    texts=[
-        "",
-        " ",
-        "  ",
-        " a",
-        "a ",
-        "a  b",
-        "a\n b",
-        "a \nb",
-        "a\t b",
-        "foo\n\t bar",
-        "\n a",
-        "a\n\n\n b",
-        "a\n/b",
-        ".\n/\nb",
-        "a \nb \n",
-        "a  \n- b",
-    ]
-)
+@example(texts=BREAKS)
+@example(texts=ENDS)
 def test_any_text_costs_what_tiktoken_says_of_the_whole_whatever_was_counted_before(name: str, texts: list[str]) -> None:
     counter = WordCounter(lambda text: whole(name, text))
     for text in (*texts, *texts):

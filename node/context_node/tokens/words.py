@@ -104,13 +104,10 @@ def _begins_line(part: str) -> bool:
 
 def _split(line: str) -> tuple[str, list[str]]:
     """At its blanks. Of blanks at the beginning all but the last are the first word; one at the end belongs to the word before it."""
-    if line[:1] == " ":
-        rest = line.lstrip(" ")
-        blanks = len(line) - len(rest)
-        if rest and not rest[0].isspace():
-            first, later = line[: blanks - 1], rest.split(" ")
-        else:
-            first, *later = line.split(" ")
+    rest = line.lstrip(" ")
+    blanks = len(line) - len(rest)
+    if blanks and rest and not rest[0].isspace():
+        first, later = line[: blanks - 1], rest.split(" ")
     else:
         first, *later = line.split(" ")
     if later and not later[-1]:
