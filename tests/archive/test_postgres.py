@@ -54,6 +54,19 @@ def run(dsn: str, check: Callable[[Postgres], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
+def watched(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is expected of the rows that are put there from now on, in order."""
+    ways: list[str] = []
+    put = postgres._put
+
+    async def watch(connection: Any, messages: Any, statement: str) -> bool:
+        ways.append("any" if statement == schema.PUT_MESSAGES else "new")
+        return await put(connection, messages, statement)
+
+    monkeypatch.setattr(postgres, "_put", watch)
+    return ways
+
+
 async def query(dsn: str, statement: str) -> list[Any]:
     connection = await asyncpg.connect(dsn)
     try:
@@ -75,6 +88,51 @@ def test_what_is_written_twice_is_there_once_byte_for_byte(dsn: str) -> None:
         rows = await query(dsn, "SELECT seq, role, token_count, body->'parts'->0->>'text' FROM contextstore.messages ORDER BY seq")
         assert rows[0] == (1, "user", 3, '  spaces \t and "quotes" 🙂 ')
         assert await query(dsn, "SELECT context_id, shard, archived_seq FROM contextstore.contexts") == [("talk", 3, 3)]
+
+    run(dsn, check)
+
+
+def test_what_follows_a_good_batch_is_taken_for_new(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(postgres: Postgres) -> None:
+        ways = watched(postgres, monkeypatch)
+        texts = ["first", '  spaces \t and "quotes" 🙂 ', "a NUL \x00 which jsonb knows not", "back\\slash \\N \n line", ""]
+        said = [message(place, text) for place, text in enumerate(texts, 1)]
+        await postgres.write(3, 1, said[:1], [mark("talk", 7, 1)])
+        await postgres.write(3, 1, said[1:], [mark("talk", 7, 5)])
+        assert ways == ["any", "new"]
+        assert await read(postgres, "talk", 7, 1, 10) == [(one.seq, one.raw) for one in said]
+        rows = await query(
+            dsn, "SELECT seq, role, token_count, inserted_at::text, body->'parts'->0->>'text' FROM contextstore.messages ORDER BY seq"
+        )
+        assert [row[4] for row in rows] == [None if "\x00" in text else text for text in texts]
+        assert {row[1:4] for row in rows} == {("user", 3, rows[0][3])}, "the same columns either way"
+
+    run(dsn, check)
+
+
+def test_what_was_taken_for_new_and_is_there_is_left_as_it_is(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier batch whose COMMIT nobody heard of; or a restored archive that holds something else."""
+
+    async def check(postgres: Postgres) -> None:
+        ways = watched(postgres, monkeypatch)
+        await postgres.write(3, 1, [message(1)], [mark("talk", 7, 1)])
+        await postgres.write(3, 1, [message(1), message(2)], [mark("talk", 7, 2)])
+        assert ways == ["any", "new", "any"]
+        assert [row[0] for row in await read(postgres, "talk", 7, 1, 10)] == [1, 2]
+        # One that met something may be followed by one that does.
+        await postgres.write(3, 1, [message(2), message(3)], [mark("talk", 7, 3)])
+        await postgres.write(3, 1, [message(4)], [mark("talk", 7, 4)])
+        await postgres.write(3, 1, [message(5)], [mark("talk", 7, 5)])
+        assert ways[3:] == ["any", "any", "new"]
+        with pytest.raises(ArchiveError, match="another message 5") as found:
+            await postgres.write(3, 1, [message(5, "not what is there"), message(6)], [mark("talk", 7, 6)])
+        assert found.value.cause == "differs"
+        assert [row[0] for row in await read(postgres, "talk", 7, 1, 10)] == [1, 2, 3, 4, 5], "nothing of it, and nothing lost"
+        # Nobody is sure after a failure, nor in another term.
+        await postgres.write(3, 1, [message(6)], [mark("talk", 7, 6)])
+        await postgres.write(3, 2, [message(7)], [mark("talk", 7, 7)])
+        assert ways[6:] == ["new", "any", "any", "any"]
+        assert [row[0] for row in await read(postgres, "talk", 7, 1, 10)] == list(range(1, 8))
 
     run(dsn, check)
 

@@ -43,6 +43,10 @@ class PostgresOptions:
     command_timeout_s: float = 60.0
 
 
+class _AlreadyThere(Exception):
+    """Rows were not expected to be there."""
+
+
 async def _nothing_to_reset(_connection: Any) -> None:
     """All that is set here is set for a transaction, and a connection on which anything failed is dropped: asyncpg's own reset would ask
     the server once more for each batch."""
@@ -57,12 +61,15 @@ class Postgres:
         self._schema = ""
         self._patience_ms = 0
         self._pool: asyncpg.Pool[Any] | None = None
+        self._surely_new: dict[int, int] = {}
+        """By shard the term whose last batch went well and met nothing, so that what comes next is not there yet."""
 
     async def open(self, cluster_id: str, *, only_reads: bool = False) -> str:
         """Connect, and bring the schema up to this version; with `only_reads` see that it is this cluster's and change nothing. Gives the
         archive's id, which goes with its tables wherever they are copied. Raises `ArchiveError`; may be called again then."""
         await self.close()
         options = self._options()
+        self._surely_new.clear()
         self._schema = '"' + options.schema.replace('"', '""') + '"'
         self._patience_ms = round(1000 * options.command_timeout_s)
         dsn = usable(options.dsn)
@@ -142,20 +149,39 @@ class Postgres:
 
     async def write(self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]) -> None:
         """Copy messages, and note how far contexts are, in one transaction. Raises `Fenced`, `Behind`, `ArchiveError`."""
+        # What another leader wrote, or a batch of which nobody knows how it ended, may be there already. To expect it of every row costs
+        # the server a look into the index and another record of its log for each.
+        expects_new = self._surely_new.pop(shard, None) == term
+        try:
+            has_met = await self._write(shard, term, messages, contexts, sql.ADD_MESSAGES if expects_new else sql.PUT_MESSAGES)
+        except _AlreadyThere:
+            has_met = await self._write(shard, term, messages, contexts, sql.PUT_MESSAGES)
+        if not has_met:
+            self._surely_new[shard] = term
+
+    async def _write(
+        self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext], statement: str
+    ) -> bool:
+        """Whether rows were there already. Raises `_AlreadyThere` where they may not be."""
+        has_met = False
         async with self._fenced(shard, term) as connection:
             asked = ([one.context_id for one in contexts], [one.incarnation for one in contexts], [one.held for one in contexts])
             if behind := await connection.fetch(sql.LESS_THAN.format(schema=self._schema), *asked):
                 raise Behind(dict(behind))
             for at in range(0, len(messages), ROWS_AT_ONCE):
-                await self._put(connection, messages[at : at + ROWS_AT_ONCE])
+                has_met |= await self._put(connection, messages[at : at + ROWS_AT_ONCE], statement)
             await connection.execute(sql.PUT_CONTEXTS.format(schema=self._schema), *context_columns(contexts, shard))
+        return has_met
 
-    async def _put(self, connection: Any, messages: Sequence[ArchivedMessage]) -> None:
-        """Insert what is not there. What is there already must be the same: an older leader's, before its mark was noted."""
+    async def _put(self, connection: Any, messages: Sequence[ArchivedMessage], statement: str) -> bool:
+        """Insert what is not there; whether some of it is. That must be the same: an older leader's, before its mark was noted."""
         columns = message_columns(messages)
-        done = await connection.execute(sql.PUT_MESSAGES.format(schema=self._schema), *columns)
+        try:
+            done = await connection.execute(statement.format(schema=self._schema), *columns)
+        except asyncpg.UniqueViolationError:
+            raise _AlreadyThere from None
         if done == f"INSERT 0 {len(messages)}":
-            return
+            return False
         asked = (columns[0], columns[1], columns[2], columns[6])
         if (seq := await connection.fetchval(sql.DIFFERING.format(schema=self._schema), *asked)) is not None:
             raise ArchiveError(
@@ -163,6 +189,7 @@ class Postgres:
                 f"the archive has another message {seq} than a context of this cluster: was this node's data, or the archive, brought back "
                 "from a copy? Nothing more of that shard is archived or trimmed; give another archive_schema",
             )
+        return True
 
     async def write_policies(self, shard: int, term: int, policies: Sequence[tuple[str, int, bytes]]) -> None:
         """Copy named policies, given as (name, generation, packed record). Raises `Fenced`, `ArchiveError`."""

@@ -71,12 +71,13 @@ LESS_THAN: Final = (
 )
 """The contexts of which the archive has less than is believed, with what it has."""
 
-PUT_MESSAGES: Final = (
+ADD_MESSAGES: Final = (
     "INSERT INTO {schema}.messages (context_id, incarnation, seq, role, token_count, inserted_at, raw, body, node_data)"
     " SELECT c, i, s, r, t, a, w, CASE WHEN plain THEN w::jsonb END, n"
     " FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::timestamptz[], $7::text[], $8::bool[], $9::bytea[])"
-    " AS given(c, i, s, r, t, a, w, plain, n) ON CONFLICT DO NOTHING"
+    " AS given(c, i, s, r, t, a, w, plain, n)"
 )
+PUT_MESSAGES: Final = ADD_MESSAGES + " ON CONFLICT DO NOTHING"
 
 DIFFERING: Final = (
     "SELECT min(s) FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS given(c, i, s, w) JOIN {schema}.messages AS held"
