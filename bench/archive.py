@@ -5,7 +5,7 @@ latencies from when each append was due. Both by turns on two clusters, one with
 one go; the archive is let finish before the other's turn. `--control` leaves the archive out. `copy`: `--messages` messages, each with a
 number of its own, in batches of 10 as fast as the nodes take them: how far the archive is behind at the end and until it has all; then
 every context's export beside its rows, byte for byte. `cold` (with `--tail-keep`): a page of 100 of the oldest messages beside one of the
-newest. `restore`: the archive becomes a new cluster of three nodes. Postgres syncs every commit.
+newest. `restore`: the archive becomes a new cluster of three nodes. Postgres syncs every commit, and has run for a while by its log.
 
     bench/archive.py [peak pair copy cold restore] [--rounds 8] [--seconds 8] [--pairs 2] [--control] [--rate 0] [--nice 0]
                      [--postgres-dir /dev/shm] [--messages 1000000] [--tail-keep 1000]
@@ -14,6 +14,7 @@ Needs Go, which builds the load.
 """
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -27,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -34,8 +37,10 @@ from archive_copy import cold_pages, compare_all, copy_messages, lag_messages, u
 from cluster_systems import BATCH, NODES, PEERS, System, build_peers, our_nodes, ours
 from support.postgres import PostgresServer, postgres_server
 
-SYNCED = ("shared_buffers=256MB", "max_wal_size=4GB")
+SYNCED = ("shared_buffers=256MB", "max_wal_size=4GB", "min_wal_size=2GB")
 """Postgres as somebody might run it: defaults, but for what a small machine gives it; every commit is synced."""
+
+WORN_WAL_BYTES = 960_000_000
 
 SETTLE_S = 6.0
 """Nodes keep effects in memory for up to 5 s before they store them. A cluster with an archive has stored its own by then; one
@@ -104,6 +109,7 @@ def both(folder: Path, is_control: bool, is_off_first: bool, niceness: int, wher
     with postgres_server(*SYNCED, where=where) as postgres, contextlib.ExitStack() as stack:
         # Its children inherit it.
         os.setpriority(os.PRIO_PROCESS, postgres.pid, niceness)
+        asyncio.run(wear(postgres.dsn))
 
         def start_on() -> System:
             where = folder / "with"
@@ -117,6 +123,18 @@ def both(folder: Path, is_control: bool, is_off_first: bool, niceness: int, wher
         else:
             on, off = start_on(), start_off()
         yield Pair(on, off, postgres)
+
+
+async def wear(dsn: str) -> None:
+    """Make a new server like one that has run for a while, which uses the segments of its log again (PostgreSQL, "WAL Configuration").
+    A new one fills each with zeros first, and syncs that: 16 MiB more on the disk every few seconds, for as long as a benchmark lasts."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        for _ in range(WORN_WAL_BYTES // 16_000_000):
+            await connection.execute("SELECT pg_logical_emit_message(false, 'wear', repeat('x', 16000000))")
+        await connection.execute("CHECKPOINT")
+    finally:
+        await connection.close()
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------------
