@@ -9,7 +9,7 @@ from simulation.faults import Faults
 from simulation.judge import Judge
 from simulation.network import SimulatedTransport
 from simulation.stories import leader_of, tell, write
-from simulation.world import ELECTION_TICKS, SHARDS, TICK_S, World
+from simulation.world import ELECTION_TICKS, SHARDS, TICK_S, Life, World
 from support.running_nodes import history, texts_of
 
 ELECTION_S = ELECTION_TICKS * TICK_S
@@ -120,3 +120,31 @@ def test_a_member_that_was_away_finds_a_resting_group_and_catches_up() -> None:
         assert len(states) == SHARDS + 1
 
     tell(story)
+
+
+def test_a_member_that_comes_back_to_a_group_at_rest_is_heard() -> None:
+    """Its votes are refused, as nobody missed the leader; but whoever refuses one wakes, and the leader speaks to all again."""
+
+    def is_whole(world: World) -> bool:
+        """Whether every replica knows a leader, and has applied what the others have."""
+        replicas = [replica for life in world.lives for replica in life.replicas]
+        states = {(replica.shard, replica.applied_index) for replica in replicas}
+        return len(replicas) == 3 * len(states) == 3 * (SHARDS + 1) and all(replica.group.leader_id for replica in replicas)
+
+    async def comes_back(world: World, life: Life) -> None:
+        await write(world, 10)
+        await at_rest(world)
+        life.lose_process()
+        await asyncio.sleep(3 * ELECTION_S)
+        life.start()
+        await world.until(lambda: is_whole(world), 30, "LIVENESS", lambda: "nobody speaks to the member that came back")
+
+    async def first(world: World, _judge: Judge, _faults: Faults) -> None:
+        await comes_back(world, world.lives[0])
+
+    async def last(world: World, _judge: Judge, _faults: Faults) -> None:
+        await comes_back(world, world.lives[2])
+
+    for seed in (1, 2, 3):
+        for story in (first, last):
+            tell(story, seed)
