@@ -5,7 +5,7 @@ latencies from when each append was due. Both by turns on two clusters, one with
 one go; the archive is let finish before the other's turn. `--control` leaves the archive out. `copy`: `--messages` messages, each with a
 number of its own, in batches of 10 as fast as the nodes take them: how far the archive is behind at the end and until it has all; then
 every context's export beside its rows, byte for byte. `cold` (with `--tail-keep`): a page of 100 of the oldest messages beside one of the
-newest. `restore`: the archive becomes a new cluster of three nodes. Postgres syncs every commit, and has run for a while by its log.
+newest. `restore`: the archive becomes a new cluster of three nodes. Postgres syncs every commit; of `peak` and `pair` it is worn (`wear`).
 
     bench/archive.py [peak pair copy cold restore] [--rounds 8] [--seconds 8] [--pairs 2] [--control] [--rate 0] [--nice 0]
                      [--postgres-dir /dev/shm] [--messages 1000000] [--tail-keep 1000]
@@ -41,6 +41,7 @@ SYNCED = ("shared_buffers=256MB", "max_wal_size=4GB", "min_wal_size=2GB")
 """Postgres as somebody might run it: defaults, but for what a small machine gives it; every commit is synced."""
 
 WORN_WAL_BYTES = 960_000_000
+"""Log that a server writes before it is measured, so that it has segments to use again."""
 
 SETTLE_S = 6.0
 """Nodes keep effects in memory for up to 5 s before they store them. A cluster with an archive has stored its own by then; one

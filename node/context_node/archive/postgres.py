@@ -61,15 +61,15 @@ class Postgres:
         self._schema = ""
         self._patience_ms = 0
         self._pool: asyncpg.Pool[Any] | None = None
-        self._surely_new: dict[int, int] = {}
-        """By shard the term whose last batch went well and met nothing, so that what comes next is not there yet."""
+        self._likely_new: dict[int, int] = {}
+        """By shard the term whose last batch went well and met nothing: what comes next is hardly there either."""
 
     async def open(self, cluster_id: str, *, only_reads: bool = False) -> str:
         """Connect, and bring the schema up to this version; with `only_reads` see that it is this cluster's and change nothing. Gives the
         archive's id, which goes with its tables wherever they are copied. Raises `ArchiveError`; may be called again then."""
         await self.close()
         options = self._options()
-        self._surely_new.clear()
+        self._likely_new.clear()
         self._schema = '"' + options.schema.replace('"', '""') + '"'
         self._patience_ms = round(1000 * options.command_timeout_s)
         dsn = usable(options.dsn)
@@ -151,13 +151,13 @@ class Postgres:
         """Copy messages, and note how far contexts are, in one transaction. Raises `Fenced`, `Behind`, `ArchiveError`."""
         # What another leader wrote, or a batch of which nobody knows how it ended, may be there already. To expect it of every row costs
         # the server a look into the index and another record of its log for each.
-        expects_new = self._surely_new.pop(shard, None) == term
+        expects_new = self._likely_new.pop(shard, None) == term
         try:
             has_met = await self._write(shard, term, messages, contexts, sql.ADD_MESSAGES if expects_new else sql.PUT_MESSAGES)
         except _AlreadyThere:
             has_met = await self._write(shard, term, messages, contexts, sql.PUT_MESSAGES)
         if not has_met:
-            self._surely_new[shard] = term
+            self._likely_new[shard] = term
 
     async def _write(
         self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext], statement: str
