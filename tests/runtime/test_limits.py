@@ -7,9 +7,9 @@ import pytest
 
 from context_node.contexts.refusals import Overloaded, Refusal
 from context_node.contexts.requests import Append, PutContext
+from context_node.runtime import upkeep as upkeep_module
 from context_node.runtime.databases import open_beside
 from context_node.runtime.log_store import LogOptions
-from context_node.runtime.state_store import StateOptions
 from context_node.runtime.upkeep import UpkeepLimits
 from support.running_nodes import BY_HAND, append, history, life, list_ids, message, run, texts_of
 from support.waiting import until
@@ -131,8 +131,10 @@ def test_the_wal_of_a_state_database_stays_bounded_although_its_log_is_short(tmp
     """A window that is written again at every flush grows the WAL faster than the log."""
 
     async def check() -> None:
-        limits = UpkeepLimits(flush_age_s=0.0, log_bytes_per_shard_max=1 << 30, log_bytes_max=1 << 30, interval_s=0.001)
-        node = await life(tmp_path, shards=1, upkeep=limits, state=StateOptions(wal_bytes_max=1 << 20)).start()
+        limits = UpkeepLimits(
+            flush_age_s=0.0, log_bytes_per_shard_max=1 << 30, log_bytes_max=1 << 30, wal_bytes_max=1 << 20, interval_s=0.001
+        )
+        node = await life(tmp_path, shards=1, upkeep=limits).start()
         for _ in range(400):
             await append(node.service, "c", *["short"] * 10)
         wal = next(path for path in (tmp_path / "state").iterdir() if path.name.startswith("00000") and path.name.endswith("-wal"))
@@ -259,6 +261,57 @@ def test_a_purge_right_before_a_crash_is_scrubbed_after_the_restart(tmp_path: Pa
         node.options = type(node.options)(str(tmp_path), shards=4, upkeep=UpkeepLimits(scrub_after_s=0.0, interval_s=0.001))
         await node.start()
         await until(lambda: not files_with(tmp_path, marker.encode()), "the bytes to be gone")
+        await node.stop()
+
+    run(check())
+
+
+def test_a_start_scrubs_only_what_the_last_life_may_have_left(tmp_path: Path) -> None:
+    """A scrub rewrites much: nodes that are restarted one after the other must not all do it for nothing."""
+
+    async def check() -> None:
+        node = await life(tmp_path, upkeep=BY_HAND).start()
+        assert not node.upkeep.is_scrub_due, "it is new"
+        await append(node.service, "c")
+        await node.restart(hard=False)
+        assert not node.upkeep.is_scrub_due, "nothing was purged"
+        await node.restart(hard=True)
+        assert node.upkeep.is_scrub_due, "nobody knows how it ended"
+        await node.restart(hard=False)
+        assert node.upkeep.is_scrub_due, "it did not come to it"
+        await node.upkeep.scrub()
+        await node.restart(hard=False)
+        assert not node.upkeep.is_scrub_due
+        await node.service.purge_context("c")
+        await node.restart(hard=False)
+        assert node.upkeep.is_scrub_due
+        await node.stop()
+
+    run(check())
+
+
+def test_a_scrub_takes_its_time_and_lets_the_daily_work_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round scrubs one shard where that takes long, the last the log; each stores what is due. Stopped midway it begins anew."""
+
+    async def check() -> None:
+        monkeypatch.setattr(upkeep_module, "SCRUB_S", 0.0)
+        marker = "find-me-" + "5d81f0"
+        node = await life(tmp_path, shards=4, upkeep=UpkeepLimits(flush_age_s=0.0, scrub_after_s=0.0, interval_s=1e6)).start()
+        await append(node.service, "secret", marker)
+        await node.service.purge_context("secret")
+        for number in range(len(node.replicas) + 1):
+            assert node.upkeep.is_scrub_due and node.upkeep.scrubs == 0
+            await append(node.service, f"c{number}")
+            flushes = node.upkeep.flushes
+            await node.upkeep.round()
+            assert node.upkeep.flushes > flushes
+        assert not node.upkeep.is_scrub_due and node.upkeep.scrubs == 1
+        assert files_with(tmp_path, marker.encode()) == []
+        await append(node.service, "secret", marker)
+        await node.service.purge_context("secret")
+        await node.upkeep.round()
+        await node.restart(hard=False)
+        assert node.upkeep.is_scrub_due
         await node.stop()
 
     run(check())

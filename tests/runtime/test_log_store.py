@@ -268,6 +268,23 @@ def test_a_scrub_takes_forgotten_bytes_out_of_the_files(tmp_path: Path) -> None:
     assert view_of(open_log(tmp_path).recover())[1].entries == ((30, 30),)
 
 
+def test_a_log_knows_whether_its_last_life_left_something_to_scrub(tmp_path: Path) -> None:
+    """Only the start right after a life that said so; a life that ended without a word may have left anything."""
+    store = open_log(tmp_path)
+    assert store.was_scrubbed, "there was nothing before"
+    store.recover()
+    store.close()
+    store = open_log(tmp_path)
+    assert not store.was_scrubbed
+    store.note_scrubbed()
+    store.commit()
+    store.close()
+    store = open_log(tmp_path)
+    assert store.was_scrubbed
+    store.close()
+    assert not open_log(tmp_path).was_scrubbed
+
+
 def test_a_damaged_batch_stops_the_start_and_is_named(tmp_path: Path) -> None:
     """Fail closed: a record that is not what was written is never skipped."""
     store = started(tmp_path)

@@ -41,6 +41,7 @@ PORT = 1
 UPKEEP = UpkeepLimits(
     flush_age_s=0.3,
     flush_bytes=8_000,
+    wal_bytes_max=100_000,
     log_bytes_per_shard_max=30_000,
     log_bytes_max=400_000,
     hot_bytes_max=30_000,
@@ -179,7 +180,7 @@ class Life:
             defaults=Defaults(),
             upkeep=UPKEEP,
             log=LogOptions(wal_bytes_max=100_000),
-            state=StateOptions(exclusive=True, wal_bytes_max=100_000),
+            state=StateOptions(exclusive=True),
             disk=self.disk,
             retry_full_disk_s=0.2,
             cluster=cluster,

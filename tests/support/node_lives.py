@@ -34,7 +34,13 @@ CLIENTS = 4
 SHARDS = 3
 WILD = ("wild-0", "wild-1", "wild-2")
 UPKEEP = UpkeepLimits(
-    flush_age_s=0.002, flush_bytes=4_000, log_bytes_per_shard_max=12_000, log_bytes_max=24_000, scrub_after_s=0.05, interval_s=0.003
+    flush_age_s=0.002,
+    flush_bytes=4_000,
+    wal_bytes_max=60_000,
+    log_bytes_per_shard_max=12_000,
+    log_bytes_max=24_000,
+    scrub_after_s=0.05,
+    interval_s=0.003,
 )
 
 
@@ -120,7 +126,7 @@ class Fleet:
             shards=SHARDS,
             upkeep=UPKEEP,
             log=LogOptions(wal_bytes_max=60_000, synchronous=log),
-            state=StateOptions(exclusive=True, wal_bytes_max=60_000, synchronous=state),
+            state=StateOptions(exclusive=True, synchronous=state),
         )
 
     async def live(self, cut_at: int | None, writes: int, *, fail_sync_after: int | None = None) -> bool:

@@ -45,10 +45,11 @@ def unsigned(number: int) -> int:
     return number + (1 << 64) if number < 0 else number
 
 
-def first_commit(database: apsw.Connection, path: str, identity_if_new: LogIdentity) -> tuple[int, LogIdentity]:
+def first_commit(database: apsw.Connection, path: str, identity_if_new: LogIdentity) -> tuple[int, LogIdentity, bool]:
     """The commit that makes the start durable once it is synced (P9): create the tables if there are none, count the start.
 
-    Returns the number of this start, from 1, and whose log it is. Raises `StorageFailed` for another format.
+    Returns the number of this start, from 1, whose log it is, and whether it is new or the last life ended with every file scrubbed.
+    Raises `StorageFailed` for another format.
     """
     database.execute("BEGIN IMMEDIATE")
     if database.execute("SELECT count(*) FROM sqlite_schema WHERE name='meta'").get == 0:
@@ -59,14 +60,17 @@ def first_commit(database: apsw.Connection, path: str, identity_if_new: LogIdent
             "cluster_id": identity_if_new.cluster_id,
             "created_ms": identity_if_new.created_ms,
             "boot": 0,
+            "scrubbed": 1,
         }
         database.executemany("INSERT INTO meta VALUES(?,?)", new.items())
     database.execute("UPDATE meta SET value=value+1 WHERE key='boot'")
     meta: dict[str, Any] = {str(key): value for key, value in database.execute("SELECT key, value FROM meta")}
     if meta.get("format") != FORMAT_VERSION:
         raise StorageFailed(path, "open", f"log format {meta.get('format')} is not {FORMAT_VERSION}")
+    # What this life will leave is not known before its end.
+    database.execute("DELETE FROM meta WHERE key='scrubbed'")
     database.execute("COMMIT")
-    return meta["boot"], LogIdentity(meta["store_uuid"], meta["cluster_id"], meta["created_ms"])
+    return meta["boot"], LogIdentity(meta["store_uuid"], meta["cluster_id"], meta["created_ms"]), "scrubbed" in meta
 
 
 def read_log(database: apsw.Connection, path: str, codec: RecordCodec) -> FoundLog:

@@ -119,7 +119,7 @@ class LogStore:
             raise
         self._execute = self._database.execute
         try:
-            self.boot, self.identity = first_commit(self._database, path, identity_if_new)
+            self.boot, self.identity, self.was_scrubbed = first_commit(self._database, path, identity_if_new)
             self._commits += 1
             self._wal = wal_file(self._database)
             if options.synchronous == "FULL":
@@ -180,6 +180,11 @@ class LogStore:
         self._check_usable()
         self._bind("INSERT OR REPLACE INTO meta VALUES('removed', 1)", ())
         self.is_removed = True
+
+    def note_scrubbed(self) -> None:
+        """No file holds bytes of a purged context, with the next commit: known as `was_scrubbed` to the next start, and to no later one."""
+        self._check_usable()
+        self._bind("INSERT OR REPLACE INTO meta VALUES('scrubbed', 1)", ())
 
     def note_cluster(self, cluster_id: str) -> None:
         """The id of the cluster that this store begins, with the next commit. Only a store that was in none may."""

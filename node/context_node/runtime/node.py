@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import sys
+import zlib
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -202,14 +203,16 @@ class Node:
             await self._leave()
             raise
         replicas = engine.replicas
-        self.upkeep = Upkeep(engine, self.options.upkeep, self._upkeep_worker, self._loop, self.state_failed)
+        phase = zlib.crc32(log.identity.store_uuid.encode()) / (1 << 32)
+        self.upkeep = Upkeep(engine, self.options.upkeep, self._upkeep_worker, self._loop, self.state_failed, phase)
+        if not log.was_scrubbed:
+            # The last life may have ended between a purge and its scrub.
+            self.upkeep.note_purge()
         await self._caught_up(engine, replicas)
         if self.cluster is None and any(not replica.is_only_voter for replica in replicas.values()):
             self._close_stores()
             raise StorageFailed(self.options.data_dir, "start", BELONGS)
         self.shards.open(replicas)
-        # The last life may have ended between a purge and its scrub; one scrub too many costs little.
-        self.upkeep.note_purge()
         self._spawn(self.upkeep.run(), "upkeep")
         if self.cluster is None:
             await self._policies.reconcile()
@@ -439,7 +442,7 @@ class Node:
         await self._leave()
         if self.histories.cold is not None:
             await self.histories.cold.close()
-        self._close_stores()
+        self._close_stores(lambda: self.upkeep is not None and not self.upkeep.is_scrub_due)
         self._upkeep_worker.close()
 
     async def _end_tasks(self) -> None:
@@ -457,7 +460,8 @@ class Node:
         if self.cluster is not None:
             await self.cluster.stop()
 
-    def _close_stores(self) -> None:
+    def _close_stores(self, is_scrubbed: Callable[[], bool] = lambda: False) -> None:
+        """`is_scrubbed` is asked last: whether no file holds bytes of a purged context."""
         engine, log = self.engine, self.log
         if engine is not None:
             engine.close()
@@ -467,6 +471,10 @@ class Node:
                 with suppress(StorageError):
                     replica.store.close()
         if log is not None:
+            with suppress(StorageError):
+                if is_scrubbed():
+                    log.note_scrubbed()
+                    log.commit()
             with suppress(StorageError):
                 log.close()
         self.engine = self.log = None

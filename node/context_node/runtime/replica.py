@@ -382,11 +382,11 @@ class Replica:
         index = durable if status.log_bytes > log_bytes_max else keep_from
         return max(index, status.first_index - 1)
 
-    def would_shrink(self, log_bytes_max: int) -> bool:
-        """Whether a checkpoint now would let a good part of the log go."""
+    def would_shrink(self, log_bytes_max: int, upto: int) -> bool:
+        """Whether a good part of the log could go once it is durable up to `upto`."""
         status = self.group.status()
         held = status.last_index - status.first_index + 1
-        return 4 * (self.truncation_index(log_bytes_max, self.applied_index) - status.first_index + 1) >= held
+        return 4 * (self.truncation_index(log_bytes_max, upto) - status.first_index + 1) >= held
 
     @property
     def is_at_peace(self) -> bool:

@@ -72,11 +72,10 @@ _CONTEXT_BY_ID: Final = "SELECT ordinal, id, status, created_at, updated_at, met
 
 @dataclass(frozen=True, slots=True)
 class StateOptions:
-    """`cache_bytes`: page cache. `wal_bytes_max`: WAL size from which a checkpoint is due. `synchronous` is NORMAL;
-    OFF exists for the test that shows the loss. `exclusive`: see the module's docstring."""
+    """`cache_bytes`: page cache. `synchronous` is NORMAL; OFF exists for the test that shows the loss. `exclusive`: see the module's
+    docstring."""
 
     cache_bytes: int = CACHE_BYTES_MIN
-    wal_bytes_max: int = 16 * 1024 * 1024
     synchronous: Synchronous = "NORMAL"
     exclusive: bool = False
     disk: DiskAccess = REAL_DISK
@@ -221,11 +220,6 @@ class StateStore:
     def wal_bytes(self) -> int:
         """Bytes written to the WAL since the last complete checkpoint."""
         return (self._pages - self._wal_start) * WAL_FRAME_BYTES
-
-    @property
-    def wants_checkpoint(self) -> bool:
-        """Whether the WAL has reached the size from which `checkpoint` is due."""
-        return self.wal_bytes >= self._options.wal_bytes_max
 
     # -- for a worker ------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,12 @@ fsynced (P7); contexts with changes that are not stored stay in memory.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from context_node.contexts.context import Context
+from context_node.runtime.checkpoint_pace import CheckpointPace
 from context_node.runtime.databases import StorageError
 from context_node.runtime.engine import Engine
 from context_node.runtime.flush_pace import FlushPace
@@ -21,14 +23,20 @@ IDLE_ROUNDS = 5
 """A node where nothing changes is looked at after so many intervals: waking up costs it more than the look does."""
 
 
+SCRUB_S = 0.01
+"""A round scrubs shards for so long, or one. Who writes meanwhile waits behind it at the disk."""
+
+
 @dataclass(frozen=True, slots=True)
 class UpkeepLimits:
     """`flush_age_s`: the longest an effect waits in memory; `flush_bytes`: so much in one shard is flushed at once;
+    `wal_bytes_max`: so much in the WAL of one shard's database is checkpointed at once;
     `log_bytes_per_shard_max` and `log_bytes_max`: Raft log kept in memory before state is checkpointed and the log truncated;
     `hot_bytes_max`: estimated memory of loaded contexts; `scrub_after_s`: how soon after a purge its bytes leave the files."""
 
     flush_age_s: float = 5.0
     flush_bytes: int = 4 << 20
+    wal_bytes_max: int = 4 << 20
     dirty_bytes_max: int = 128 << 20
     log_bytes_per_shard_max: int = 4 << 20
     log_bytes_max: int = 64 << 20
@@ -43,7 +51,8 @@ def context_bytes(context: Context) -> int:
 
 
 class Upkeep:
-    """One task per node. `on_error` is told of a state database that fails; the node decides what becomes of it."""
+    """One task per node. `on_error` is told of a state database that fails; the node decides what becomes of it. `phase` is
+    `CheckpointPace`'s."""
 
     def __init__(
         self,
@@ -52,6 +61,7 @@ class Upkeep:
         worker: Worker,
         loop: asyncio.AbstractEventLoop,
         on_error: Callable[[StorageError], None],
+        phase: float = 0.0,
     ) -> None:
         self.checkpoints = 0
         self.flushes = 0
@@ -65,8 +75,12 @@ class Upkeep:
         self._worker = worker
         self._loop = loop
         self._on_error = on_error
-        self._pace = FlushPace(limits.flush_age_s, limits.flush_bytes)
+        self._flush_pace = FlushPace(limits.flush_age_s, limits.flush_bytes)
+        self._checkpoint_pace = CheckpointPace(limits.wal_bytes_max, phase)
         self._purged_at: float | None = None
+        self._to_scrub: deque[Replica] | None = None
+        """What is left of the scrub that is under way."""
+        self._is_scrubbed = True
         self._rounds = 0
         self._has_changes = False
         self._is_idle = False
@@ -81,12 +95,12 @@ class Upkeep:
     @property
     def is_scrub_due(self) -> bool:
         """Whether bytes of a purged context are still to leave the files."""
-        return self._purged_at is not None
+        return self._purged_at is not None or self._to_scrub is not None
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(self._limits.interval_s * (IDLE_ROUNDS if self._is_idle else 1))
+            await asyncio.sleep(self._limits.interval_s * (IDLE_ROUNDS if self._is_idle and self._to_scrub is None else 1))
             try:
                 await self.round()
             except StorageError as error:
@@ -101,12 +115,15 @@ class Upkeep:
         if not self._is_idle:
             self._progress_seen = progress
             await self._flush_due()
+            await self._checkpoint_due()
             await self._truncate_due()
         if (self._is_idle or self._rounds % IDLE_ROUNDS == 0) and (loaded := (progress, self._loaded())) != self._loaded_seen:
             self._loaded_seen = loaded
             self._forget_cold()
-        if self._purged_at is not None and self._loop.time() - self._purged_at >= self._limits.scrub_after_s:
-            await self.scrub()
+        if self._to_scrub is None and self._purged_at is not None and self._loop.time() - self._purged_at >= self._limits.scrub_after_s:
+            self._begin_scrub()
+        if self._to_scrub is not None:
+            await self._scrub_some(SCRUB_S)
 
     def _progress(self) -> tuple[int, int, int, int]:
         """Changes with everything that rounds look at: how far all replicas are."""
@@ -130,7 +147,7 @@ class Upkeep:
         sizes = [one.machine.changes.pending_bytes for one in waiting]
         self.dirty_bytes = sum(sizes)
         since = [now if one.dirty_since is None else one.dirty_since for one in waiting]
-        due = self._pace.due(list(zip(since, sizes, strict=True)), now)
+        due = self._flush_pace.due(list(zip(since, sizes, strict=True)), now)
         if sum(one.machine.changes.pending_bytes for one in replicas) > self._limits.dirty_bytes_max:
             due = list(range(len(waiting)))
         for place in due:
@@ -148,16 +165,27 @@ class Upkeep:
             self.flushes += 1
             replica.flush()
 
+    async def _checkpoint_due(self) -> None:
+        waiting = {shard: one.store.wal_bytes for shard, one in self._engine.replicas.items() if one.failure is None}
+        for shard in self._checkpoint_pace.due(waiting):
+            replica = self._engine.replicas.get(shard)
+            if replica is not None and replica.failure is None:
+                await self._make_durable(replica)
+
     async def _truncate_due(self) -> None:
         limits = self._limits
         replicas = [replica for replica in self._engine.replicas.values() if replica.failure is None]
         sizes = sorted(((replica.group.log_bytes, replica.shard, replica) for replica in replicas), reverse=True)
         total = self._watch_log()
         for size, _, replica in sizes:
-            is_long = size > limits.log_bytes_per_shard_max and replica.would_shrink(self._kept_max(total))
+            kept_max = self._kept_max(total)
+            is_long = size > limits.log_bytes_per_shard_max and replica.would_shrink(kept_max, replica.applied_index)
             has_new_members = replica.durable_index < replica.members_index
-            if is_long or total > limits.log_bytes_max or replica.store.wants_checkpoint or has_new_members:
-                await self.checkpoint(replica)
+            if is_long or total > limits.log_bytes_max or has_new_members:
+                if has_new_members or not replica.would_shrink(kept_max, replica.durable_index):
+                    await self.checkpoint(replica)
+                else:
+                    self._truncate(replica, keeps_for_others=True)
                 total = self._watch_log()
 
     def _watch_log(self) -> int:
@@ -176,15 +204,20 @@ class Upkeep:
             if replica.failure is not None:
                 return False
             self.flush(replica)
-        stored = (replica.stored_index, replica.stored_term)
-        result = await self._worker.run(replica.store.checkpoint)
-        self.checkpoints += 1
-        if not result.complete:
+        if not await self._make_durable(replica):
             return False
-        replica.durable_index, replica.durable_term = stored
         if replica.failure is None:
             self._truncate(replica, keeps_for_others)
         return True
+
+    async def _make_durable(self, replica: Replica) -> bool:
+        """Checkpoint what is stored of a replica; whether that was complete."""
+        stored = (replica.stored_index, replica.stored_term)
+        result = await self._worker.run(replica.store.checkpoint)
+        self.checkpoints += 1
+        if result.complete:
+            replica.durable_index, replica.durable_term = stored
+        return bool(result.complete)
 
     def _truncate(self, replica: Replica, keeps_for_others: bool) -> None:
         index, term = replica.durable_index, replica.durable_term
@@ -245,17 +278,45 @@ class Upkeep:
                     self.evicted += 1
 
     async def scrub(self) -> None:
-        """Take the bytes of purged contexts out of every database, log and WAL (SEMANTICS.md, "Life of a context")."""
+        """Take the bytes of purged contexts out of every database, log and WAL (SEMANTICS.md, "Life of a context"), all at once."""
+        self._begin_scrub()
+        while self._to_scrub is not None:
+            await self._scrub_some(SCRUB_S)
+
+    def _begin_scrub(self) -> None:
         self._purged_at = None
-        is_clean = True
+        self._to_scrub = deque(self._engine.replicas.values())
+        self._is_scrubbed = True
+
+    async def _scrub_some(self, most_s: float) -> None:
+        """Go on with the scrub for so long, one shard at least: all of them in one go would hold up whoever writes for as long."""
+        until = self._loop.time() + most_s
+        while self._to_scrub:
+            replica = self._to_scrub.popleft()
+            try:
+                await self._scrub_state(replica)
+            except StorageError:
+                self._is_scrubbed = False
+                raise
+            if self._loop.time() >= until:
+                return
+        await self._scrub_log()
+
+    async def _scrub_state(self, replica: Replica) -> None:
+        if replica.failure is None:
+            self._is_scrubbed &= await self.checkpoint(replica, keeps_for_others=False)
+            async with replica.storing:
+                if replica.failure is None:
+                    self._is_scrubbed &= await self._worker.run(replica.store.scrub)
+
+    async def _scrub_log(self) -> None:
+        # The log is rewritten whole, and nobody commits meanwhile: as little of it as can be.
         for replica in list(self._engine.replicas.values()):
             if replica.failure is None:
-                is_clean &= await self.checkpoint(replica, keeps_for_others=False)
-                async with replica.storing:
-                    if replica.failure is None:
-                        is_clean &= await self._worker.run(replica.store.scrub)
+                self._truncate(replica, keeps_for_others=False)
         await self._engine.log_job(lambda log: log.scrub())
+        self._to_scrub = None
         self.scrubs += 1
-        if not is_clean:
+        if not self._is_scrubbed:
             # A flush or a reader was in the way somewhere: once more, later.
             self.note_purge()

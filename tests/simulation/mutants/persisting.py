@@ -150,8 +150,19 @@ MUTANTS = (
         (
             (
                 UPKEEP,
-                "        result = await self._worker.run(replica.store.checkpoint)\n        self.checkpoints += 1\n        if not result.complete:\n            return False\n",
-                "        await self._worker.run(lambda: None)\n",
+                "        result = await self._worker.run(replica.store.checkpoint)\n",
+                "        result = await self._worker.run(lambda: type('Faked', (), {'complete': True}))\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "the log is truncated after a checkpoint that was not complete",
+        "P7, I16",
+        (
+            (
+                UPKEEP,
+                "        if result.complete:\n            replica.durable_index",
+                "        if True:\n            replica.durable_index",
             ),
         ),
     ),
