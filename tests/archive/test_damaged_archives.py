@@ -13,6 +13,7 @@ from context_node.archive.archiver import BACKOFF_MIN_S
 from context_node.archive.cold import WAITING_MAX, ColdReads
 from context_node.archive.errors import ArchiveError
 from context_node.archive.postgres import Postgres, PostgresOptions
+from context_node.archive.rows import ArchivedContext, message_row, told_of
 from context_node.contexts.commands import Restored
 from context_node.contexts.refusals import ArchiveUnavailable, ContextNotFound
 from context_node.contexts.requests import Compact, PolicyChoice, PutContext
@@ -118,6 +119,24 @@ def test_a_commit_counts_only_once_it_is_on_the_disk(dsn: str) -> None:
         await postgres.open("c" * 32)
         async with postgres._fenced(0, 1) as connection:
             assert await connection.fetchval("SHOW synchronous_commit") == "on"
+        # What is set when the transaction ends, of a batch that goes step by step and of one that goes whole.
+        for statement in (
+            "CREATE TABLE at_commit(setting text)",
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN INSERT INTO at_commit VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$",
+            "CREATE CONSTRAINT TRIGGER noted AFTER INSERT ON contextstore.messages DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION note()",
+        ):
+            await execute(dsn, statement)
+        for seq in (1, 2):
+            raw = b'{"role":"user","token_count":1,"inserted_at":"2030-01-01T00:00:00.123Z"}'
+            await postgres.write(
+                0,
+                1,
+                [message_row("talk", 7, seq, raw, b"", told_of(raw), None)],
+                [ArchivedContext("talk", 7, seq, seq - 1, seq, "active", b"{}", 0, 0, b"")],
+            )
+        assert [row["setting"] for row in await execute(dsn, "SELECT setting FROM at_commit")] == ["on", "on"]
         await postgres.close()
 
     asyncio.run(check())

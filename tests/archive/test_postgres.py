@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
 from context_node.archive import schema
-from context_node.archive.errors import ArchiveError, Fenced
-from context_node.archive.postgres import Postgres, PostgresOptions
+from context_node.archive.errors import ArchiveError, Behind, Fenced
+from context_node.archive.postgres import BATCH_AT_ONCE, Postgres, PostgresOptions
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, fits_jsonb, message_row, told_of
 from support.postgres import PostgresServer
 from support.tcp_proxy import tcp_proxy
@@ -55,15 +56,20 @@ def run(dsn: str, check: Callable[[Postgres], Awaitable[None]]) -> None:
 
 
 def watched(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is expected of the rows that are put there from now on, in order."""
+    """What is expected of the rows that are written from now on, in order; "batch" where they go as a whole."""
     ways: list[str] = []
-    put = postgres._put
+    put, add = postgres._put, postgres._add
 
     async def watch(connection: Any, messages: Any, statement: str) -> bool:
         ways.append("any" if statement == schema.PUT_MESSAGES else "new")
         return await put(connection, messages, statement)
 
+    async def watch_batch(*batch: Any) -> None:
+        ways.append("batch")
+        await add(*batch)
+
     monkeypatch.setattr(postgres, "_put", watch)
+    monkeypatch.setattr(postgres, "_add", watch_batch)
     return ways
 
 
@@ -99,7 +105,7 @@ def test_what_follows_a_good_batch_is_taken_for_new(dsn: str, monkeypatch: pytes
         said = [message(place, text) for place, text in enumerate(texts, 1)]
         await postgres.write(3, 1, said[:1], [mark("talk", 7, 1)])
         await postgres.write(3, 1, said[1:], [mark("talk", 7, 5)])
-        assert ways == ["any", "new"]
+        assert ways == ["any", "batch"]
         assert await read(postgres, "talk", 7, 1, 10) == [(one.seq, one.raw) for one in said]
         rows = await query(
             dsn, "SELECT seq, role, token_count, inserted_at::text, body->'parts'->0->>'text' FROM contextstore.messages ORDER BY seq"
@@ -117,13 +123,13 @@ def test_what_was_taken_for_new_and_is_there_is_left_as_it_is(dsn: str, monkeypa
         ways = watched(postgres, monkeypatch)
         await postgres.write(3, 1, [message(1)], [mark("talk", 7, 1)])
         await postgres.write(3, 1, [message(1), message(2)], [mark("talk", 7, 2)])
-        assert ways == ["any", "new", "any"]
+        assert ways == ["any", "batch", "any"]
         assert [row[0] for row in await read(postgres, "talk", 7, 1, 10)] == [1, 2]
         # One that met something may be followed by one that does.
         await postgres.write(3, 1, [message(2), message(3)], [mark("talk", 7, 3)])
         await postgres.write(3, 1, [message(4)], [mark("talk", 7, 4)])
         await postgres.write(3, 1, [message(5)], [mark("talk", 7, 5)])
-        assert ways[3:] == ["any", "any", "new"]
+        assert ways[3:] == ["any", "any", "batch"]
         with pytest.raises(ArchiveError, match="another message 5") as found:
             await postgres.write(3, 1, [message(5, "not what is there"), message(6)], [mark("talk", 7, 6)])
         assert found.value.cause == "differs"
@@ -131,7 +137,7 @@ def test_what_was_taken_for_new_and_is_there_is_left_as_it_is(dsn: str, monkeypa
         # Nobody is sure after a failure, nor in another term.
         await postgres.write(3, 1, [message(6)], [mark("talk", 7, 6)])
         await postgres.write(3, 2, [message(7)], [mark("talk", 7, 7)])
-        assert ways[6:] == ["new", "any", "any", "any"]
+        assert ways[6:] == ["batch", "any", "any", "any"]
         assert [row[0] for row in await read(postgres, "talk", 7, 1, 10)] == list(range(1, 8))
 
     run(dsn, check)
@@ -174,6 +180,60 @@ def test_an_open_transaction_of_an_old_leader_cannot_end_behind_a_newer_one(dsn:
         await newer
         with pytest.raises(Fenced):
             await postgres.write(0, 1, [message(2)], [])
+
+    run(dsn, check)
+
+
+def test_a_whole_batch_is_fenced_and_checked_as_its_parts_are(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes in one statement is refused, waits, and leaves nothing behind exactly as what goes step by step."""
+
+    async def check(postgres: Postgres) -> None:
+        ways = watched(postgres, monkeypatch)
+        other = archive(dsn)
+        await other.open(CLUSTER)
+        everything = (
+            "SELECT context_id, seq FROM contextstore.messages UNION ALL SELECT context_id, -archived_seq FROM contextstore.contexts"
+        )
+        await postgres.write(0, 1, [message(1)], [mark("talk", 7, 1)])
+        before = sorted(await query(dsn, everything))
+        # Less is there than the mark says.
+        missing = msgspec.structs.replace(mark("talk", 7, 3), held=2)
+        unknown = msgspec.structs.replace(mark("lost", 9, 5), held=4)
+        with pytest.raises(Behind) as behind:
+            await postgres.write(0, 1, [message(3)], [missing, unknown])
+        assert behind.value.held == {"talk": 1, "lost": 0}
+        assert sorted(await query(dsn, everything)) == before
+        # It waits for whoever holds the fence.
+        await postgres.write(0, 1, [message(2)], [mark("talk", 7, 2)])
+        async with other._fenced(0, 1):
+            waiting = asyncio.create_task(postgres.write(0, 1, [message(3)], [mark("talk", 7, 3)]))
+            done, _ = await asyncio.wait({waiting}, timeout=0.5)
+            assert not done, "it wrote beside the holder"
+        await waiting
+        assert [seq for seq, _ in await read(postgres, "talk", 7, 1, 10)] == [1, 2, 3]
+        # A newer leader takes over while it waits.
+        before = sorted(await query(dsn, everything))
+        async with other._fenced(0, 2):
+            waiting = asyncio.create_task(postgres.write(0, 1, [message(4)], [mark("talk", 7, 4)]))
+            done, _ = await asyncio.wait({waiting}, timeout=0.5)
+            assert not done
+        with pytest.raises(Fenced):
+            await waiting
+        assert sorted(await query(dsn, everything)) == before
+        assert ways == ["any", "batch", "any", "batch", "batch"]
+        await other.close()
+
+    run(dsn, check)
+
+
+@pytest.mark.parametrize("count", [BATCH_AT_ONCE, BATCH_AT_ONCE + 1])
+def test_a_large_batch_of_new_rows_goes_in_parts(dsn: str, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    async def check(postgres: Postgres) -> None:
+        await postgres.write(0, 1, [message(1)], [mark("talk", 7, 1)])
+        ways = watched(postgres, monkeypatch)
+        await postgres.write(0, 1, [message(seq) for seq in range(2, count + 2)], [mark("talk", 7, count + 1)])
+        assert ways == (["batch"] if count <= BATCH_AT_ONCE else ["new"] * 4)
+        assert await query(dsn, "SELECT count(*), max(seq) FROM contextstore.messages") == [(count + 1, count + 1)]
 
     run(dsn, check)
 

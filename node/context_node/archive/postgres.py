@@ -27,6 +27,10 @@ CLOSE_S = 2.0
 ROWS_AT_ONCE = 100
 """So many messages go in one statement. To encode a whole batch would hold the event loop, and who writes meanwhile, for several ms."""
 
+BATCH_AT_ONCE = 300
+"""A batch of so many new messages goes whole, in one statement: each further one would be another wait for the server, and for the event
+loop that others keep busy."""
+
 ADVISORY_LOCK = 0x636F6E74
 """`pg_advisory_xact_lock` of whoever migrates: of several nodes that start together one does."""
 
@@ -152,12 +156,31 @@ class Postgres:
         # What another leader wrote, or a batch of which nobody knows how it ended, may be there already. To expect it of every row costs
         # the server a look into the index and another record of its log for each.
         expects_new = self._likely_new.pop(shard, None) == term
+        has_met = False
         try:
-            has_met = await self._write(shard, term, messages, contexts, sql.ADD_MESSAGES if expects_new else sql.PUT_MESSAGES)
+            if expects_new and len(messages) <= BATCH_AT_ONCE:
+                await self._add(shard, term, messages, contexts)
+            else:
+                has_met = await self._write(shard, term, messages, contexts, sql.ADD_MESSAGES if expects_new else sql.PUT_MESSAGES)
         except _AlreadyThere:
             has_met = await self._write(shard, term, messages, contexts, sql.PUT_MESSAGES)
         if not has_met:
             self._likely_new[shard] = term
+
+    async def _add(self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]) -> None:
+        """Write a batch of which nothing is there. Raises `_AlreadyThere` where that is not so; nothing is written then."""
+        asked = ([one.context_id for one in contexts], [one.incarnation for one in contexts], [one.held for one in contexts])
+        columns = (shard, term, *asked, *message_columns(messages), *context_columns(contexts, shard))
+        with told_as_archive_error():
+            async with self._connection() as connection:
+                try:
+                    row = await connection.fetchrow(sql.ADD_BATCH.format(schema=self._schema), *columns)
+                except asyncpg.UniqueViolationError:
+                    raise _AlreadyThere from None
+                if row is None:
+                    raise Fenced(shard)
+                if row["behind"]:
+                    raise Behind(dict(zip(row["behind"], row["has"], strict=True)))
 
     async def _write(
         self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext], statement: str

@@ -4,6 +4,7 @@ Knows SQL. Documented for people in docs/archive.md: what is there may be querie
 migration. `{schema}` is the quoted name of the archive's schema.
 """
 
+import re
 from typing import Final
 
 MIGRATIONS: Final = (
@@ -56,17 +57,21 @@ MAKE_META: Final = "CREATE TABLE IF NOT EXISTS {schema}.meta (key text PRIMARY K
 # of the newer. A leader whose machine lost its power in a transaction never says so: the server ends what says nothing, or takes too long,
 # for $3 milliseconds, else the next leader would wait for TCP to find out, by default for two hours.
 # A commit that waits for no disk (synchronous_commit off) would confirm what a crash takes back.
-RAISE_FENCE: Final = (
+_RAISED: Final = (
     "WITH raised AS (INSERT INTO {schema}.fences AS held VALUES ($1, $2) ON CONFLICT (shard) DO UPDATE SET term = excluded.term"
     " WHERE held.term <= excluded.term RETURNING term)"
-    " SELECT term, set_config('idle_in_transaction_session_timeout', least($3::bigint, 15000)::text, true),"
-    " set_config('statement_timeout', $3::bigint::text, true),"
+)
+_SYNCED: Final = (
     " set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
-    " ELSE current_setting('synchronous_commit') END, true) FROM raised"
+    " ELSE current_setting('synchronous_commit') END, true)"
+)
+RAISE_FENCE: Final = (
+    _RAISED + " SELECT term, set_config('idle_in_transaction_session_timeout', least($3::bigint, 15000)::text, true),"
+    " set_config('statement_timeout', $3::bigint::text, true)," + _SYNCED + " FROM raised"
 )
 
 LESS_THAN: Final = (
-    "SELECT c, coalesce(held.archived_seq, 0) FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS given(c, i, s)"
+    "SELECT c, coalesce(held.archived_seq, 0) AS has FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS given(c, i, s)"
     " LEFT JOIN {schema}.contexts AS held ON held.context_id = c AND held.incarnation = i WHERE coalesce(held.archived_seq, 0) < s"
 )
 """The contexts of which the archive has less than is believed, with what it has."""
@@ -84,16 +89,36 @@ DIFFERING: Final = (
     " ON held.context_id = c AND held.incarnation = i AND held.seq = s WHERE held.raw <> w"
 )
 
-PUT_CONTEXTS: Final = (
+_NOTED: Final = (
     "INSERT INTO {schema}.contexts AS held"
     " (context_id, incarnation, shard, archived_seq, revision, status, metadata, created_at, updated_at, node_data)"
     " SELECT c, i, $10, s, r, t, CASE WHEN plain THEN m::jsonb END, b, u, n FROM unnest($1::text[], $2::bigint[], $3::bigint[],"
     " $4::bigint[], $5::text[], $6::text[], $7::bool[], $8::timestamptz[], $9::timestamptz[], $11::bytea[])"
     " AS given(c, i, s, r, t, m, plain, b, u, n)"
+)
+_OR_RENEWED: Final = (
     " ON CONFLICT (context_id, incarnation) DO UPDATE SET archived_seq = greatest(held.archived_seq, excluded.archived_seq),"
     " revision = excluded.revision, status = excluded.status, metadata = excluded.metadata, updated_at = excluded.updated_at,"
     " archived_at = now(), node_data = excluded.node_data WHERE held.revision <= excluded.revision"
 )
+PUT_CONTEXTS: Final = _NOTED + _OR_RENEWED
+
+
+def _after(parameters: int, statement: str) -> str:
+    """A statement whose own parameters come behind so many others."""
+    return re.sub(r"\$(\d+)", lambda found: f"${int(found[1]) + parameters}", statement)
+
+
+_MAY: Final = " WHERE EXISTS (SELECT FROM may)"
+ADD_BATCH: Final = (
+    f"{_RAISED}, behind AS ({_after(2, LESS_THAN)}), may AS (SELECT FROM raised WHERE NOT EXISTS (SELECT FROM behind)),"
+    f" added AS ({_after(5, ADD_MESSAGES)}{_MAY}), noted AS ({_after(14, _NOTED)}{_MAY}{_OR_RENEWED})"
+    f" SELECT term, {_SYNCED}, (SELECT array_agg(c) FROM behind) AS behind, (SELECT array_agg(has) FROM behind) AS has FROM raised"
+)
+"""A whole batch of new rows in one statement, which is its own transaction: with the parameters of `RAISE_FENCE` but its last, `LESS_THAN`,
+`ADD_MESSAGES` and `PUT_CONTEXTS`. Without a row the shard is fenced off; with contexts in `behind` nothing was written either. What asks
+whether it may reads from `raised`, so the fence's row is locked before a row is added; that the snapshot is older than the lock hides
+nothing from `behind`, as whatever a mark says was committed before the mark was known."""
 
 ERASE: Final = (
     "DELETE FROM {schema}.messages WHERE (context_id, incarnation) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))",
