@@ -117,7 +117,7 @@ def test_a_commit_counts_only_once_it_is_on_the_disk(dsn: str) -> None:
         await execute(dsn, f"ALTER DATABASE {name} SET synchronous_commit = off")
         postgres = Postgres(lambda: PostgresOptions(dsn))
         await postgres.open("c" * 32)
-        async with postgres._fenced(0, 1) as connection:
+        async with postgres._fenced(0, 1) as (connection, _):
             assert await connection.fetchval("SHOW synchronous_commit") == "on"
         # What is set when the transaction ends, of a batch that goes step by step and of one that goes whole.
         for statement in (

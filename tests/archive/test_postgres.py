@@ -64,9 +64,9 @@ def watched(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ways.append("any" if statement == schema.PUT_MESSAGES else "new")
         return await put(connection, messages, statement)
 
-    async def watch_batch(*batch: Any) -> None:
+    async def watch_batch(*batch: Any) -> bool:
         ways.append("batch")
-        await add(*batch)
+        return await add(*batch)
 
     monkeypatch.setattr(postgres, "_put", watch)
     monkeypatch.setattr(postgres, "_add", watch_batch)
@@ -79,6 +79,14 @@ async def query(dsn: str, statement: str) -> list[Any]:
         return [tuple(row) for row in await connection.fetch(statement)]
     finally:
         await connection.close()
+
+
+async def until_told(dsn: str, statement: str, rows: list[Any]) -> None:
+    """Ask until the answer is `rows`; `run` ends what takes too long."""
+    while True:
+        if await query(dsn, statement) == rows:
+            return
+        await asyncio.sleep(0.02)
 
 
 def test_what_is_written_twice_is_there_once_byte_for_byte(dsn: str) -> None:
@@ -203,7 +211,7 @@ def test_a_whole_batch_is_fenced_and_checked_as_its_parts_are(dsn: str, monkeypa
             await postgres.write(0, 1, [message(3)], [missing, unknown])
         assert behind.value.held == {"talk": 1, "lost": 0}
         assert sorted(await query(dsn, everything)) == before
-        # It waits for whoever holds the fence.
+        # It waits for whoever holds the fence, and then goes step by step.
         await postgres.write(0, 1, [message(2)], [mark("talk", 7, 2)])
         async with other._fenced(0, 1):
             waiting = asyncio.create_task(postgres.write(0, 1, [message(3)], [mark("talk", 7, 3)]))
@@ -220,8 +228,47 @@ def test_a_whole_batch_is_fenced_and_checked_as_its_parts_are(dsn: str, monkeypa
         with pytest.raises(Fenced):
             await waiting
         assert sorted(await query(dsn, everything)) == before
-        assert ways == ["any", "batch", "any", "batch", "batch"]
+        assert ways == ["any", "batch", "any", "batch", "new", "batch"]
         await other.close()
+
+    run(dsn, check)
+
+
+def test_a_batch_that_was_given_up_is_too_late_for_what_came_after_it(dsn: str) -> None:
+    """The server comes to it at last, when its context was erased meanwhile."""
+
+    async def check(postgres: Postgres) -> None:
+        await postgres.write(0, 1, [message(1)], [mark("talk", 7, 1)])
+        locker = await asyncpg.connect(dsn)
+        lock = locker.transaction()
+        await lock.start()
+        # As CREATE INDEX does. Whoever writes waits for it before anything else.
+        await locker.execute("LOCK TABLE contextstore.messages IN SHARE MODE")
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%fences%' AND query NOT LIKE '%pg_stat%' AND state = 'active'"
+        given_up = asyncio.create_task(postgres.write(0, 1, [message(2)], [mark("talk", 7, 2)]))
+        await until_told(dsn, waiting, [(1,)])
+        given_up.cancel()
+        await asyncio.wait({given_up})
+        erasing = asyncio.create_task(postgres.erase(0, 1, [("talk", 7)]))
+        deleting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DELETE%' AND wait_event_type = 'Lock'"
+        await until_told(dsn, deleting, [(1,)])
+        assert await query(dsn, waiting) == [(1,)], "the server goes on with what was given up"
+        await lock.rollback()
+        await locker.close()
+        await erasing
+        await until_told(dsn, waiting, [(0,)])
+        assert await query(dsn, "SELECT context_id FROM contextstore.messages UNION SELECT context_id FROM contextstore.contexts") == []
+
+    run(dsn, check)
+
+
+def test_the_server_ends_what_takes_longer_than_anybody_waits(dsn: str) -> None:
+    async def check(_: Postgres) -> None:
+        hasty = Postgres(lambda: PostgresOptions(dsn, command_timeout_s=7.0))
+        await hasty.open(CLUSTER)
+        async with hasty._connection() as connection:
+            assert await connection.fetchval("SHOW statement_timeout") == "7s"
+        await hasty.close()
 
     run(dsn, check)
 
@@ -328,7 +375,7 @@ def test_the_lock_of_a_leader_that_vanished_goes_away(server: PostgresServer, ds
             far = Postgres(lambda: PostgresOptions(dsn.replace(f":{server.port}/", f":{wire.port}/"), command_timeout_s=1))
             await far.open(CLUSTER)
             with pytest.raises(ArchiveError, match="in time"):
-                async with far._fenced(0, 1) as connection:
+                async with far._fenced(0, 1) as (connection, _):
                     wire.hold()
                     await connection.execute("SELECT 1")
             # What was said is still on its way; the server keeps the lock, and the next leader waits for it no longer than it must.

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from context_node.archive.postgres import BATCH_AT_ONCE
 from context_node.runtime.shards import shard_of
 from support.archive_calls import QUICK, append, archived, has_archived, history, metric, open_transaction, query
 from support.contextstore_process import RunningNode, running_node
@@ -124,19 +125,26 @@ def test_connections_are_cut_at_any_byte_of_a_batch_and_before_a_commit_is_heard
         is_whole(node, own.dsn)
         unheard = 0
         for turn in range(16):
-            if turn % 4 == 0:
+            messages = 60
+            if turn % 8 == 0:
+                # After a good batch the next goes in one statement, which ends with a Sync (PostgreSQL, "Message Formats").
+                append(node, "talk", f"{turn} alone")
+                is_whole(node, own.dsn)
+                wire.lose_answer_to(b"S\x00\x00\x00\x04", behind=300_000)
+            elif turn % 8 == 4:
                 wire.lose_answer_to(b"COMMIT")
+                messages = BATCH_AT_ONCE + 1
             else:
                 # A batch is some 300 kB; what lies behind is its marks, its commit and the next one.
                 wire.cut_after(chosen.randrange(320_000))
-            append(node, "talk", *(f"{turn} {number} {PAGES[:5_000]}" for number in range(60)))
-            count = len(history(node, "talk"))
             before = wire.cuts
+            append(node, "talk", *(f"{turn} {number} {PAGES[:5_000]}" for number in range(messages)))
+            count = len(history(node, "talk"))
             wait_until(
                 lambda now=before, all_of=count: wire.cuts > now or has_archived(node, "talk") == all_of, f"a cut, seed {seed}", 60.0
             )
             if turn % 4 == 0:
-                wait_until(lambda: wire.cuts > 0, "the commit to be unheard", 60.0)
+                wait_until(lambda now=before: wire.cuts > now, "the commit to be unheard", 60.0)
                 # It was committed; that nobody heard so doubles nothing.
                 wait_until(lambda all_of=count: len(archived(own.dsn, "talk")) == all_of, "the commit to have counted", 60.0)
                 unheard += 1

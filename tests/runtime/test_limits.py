@@ -290,6 +290,24 @@ def test_a_start_scrubs_only_what_the_last_life_may_have_left(tmp_path: Path) ->
     run(check())
 
 
+def test_what_failed_is_scrubbed_by_the_next_life(tmp_path: Path) -> None:
+    """A replica that failed is left out, and not tried again and again; but nobody says then that nothing is left."""
+
+    async def check() -> None:
+        node = await life(tmp_path, shards=4, upkeep=BY_HAND).start()
+        await append(node.service, "c")
+        node.replicas[0].fail("a test's")
+        await node.upkeep.scrub()
+        assert node.upkeep.scrubs == 1 and not node.upkeep.is_scrub_due and not node.upkeep.is_scrubbed
+        await node.restart(hard=False)
+        assert node.upkeep.is_scrub_due
+        await node.upkeep.scrub()
+        assert node.upkeep.is_scrubbed
+        await node.stop()
+
+    run(check())
+
+
 def test_a_scrub_takes_its_time_and_lets_the_daily_work_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round scrubs one shard where that takes long, the last the log; each stores what is due. Stopped midway it begins anew."""
 

@@ -114,6 +114,32 @@ def test_a_snapshot_under_load_is_the_state_at_its_index(tmp_path: Path) -> None
     run(check())
 
 
+def test_what_a_snapshot_replaces_is_scrubbed(tmp_path: Path) -> None:
+    """The snapshot may be behind a purge that this node never hears of."""
+
+    async def check() -> None:
+        marker = "find-me-" + "c01d44"
+        source = await life(tmp_path / "a", upkeep=BY_HAND).start()
+        await fill(source)
+        source.flush_all()
+        target = await life(tmp_path / "b", upkeep=BY_HAND).start()
+        await append(target.service, "secret", marker)
+        shard = next(shard for shard, replica in target.engine.replicas.items() if replica.context("secret") is not None)
+        assert not target.upkeep.is_scrub_due
+        snapshot = await source.node.holdings.take_snapshot(shard)
+        replica_id = source.engine.replicas[shard].group.status().replica_id
+        await target.node.holdings.install_snapshot(received(target.node, snapshot), replica_id)
+        snapshot.discard()
+        assert target.upkeep.is_scrub_due
+        await target.upkeep.scrub()
+        assert target.upkeep.is_scrubbed
+        assert not [path for path in (tmp_path / "b").rglob("*") if path.is_file() and marker.encode() in path.read_bytes()]
+        await source.stop()
+        await target.stop()
+
+    run(check())
+
+
 def recovered(manifest: Manifest, generation: str) -> RecoveredShard:
     return RecoveredShard(1, generation, HardState(manifest.term, 0, manifest.index), manifest.index, manifest.term, [])
 

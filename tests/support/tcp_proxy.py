@@ -36,7 +36,7 @@ class TcpProxy:
         """Pieces, or ends of connections, that wait to be let through."""
         self._target_port = target_port
         self._left: int | None = None
-        self._word = b""
+        self._word, self._behind = b"", 0
         self._pairs: set[_Pair] = set()
         self._loop = asyncio.new_event_loop()
         self._flows: asyncio.Event
@@ -52,9 +52,10 @@ class TcpProxy:
         """Cut the connection that is in use when clients have sent so many bytes more."""
         self._left = count
 
-    def lose_answer_to(self, word: bytes) -> None:
-        """Cut the connection on which a client next says `word`, once the server has been told and before the client hears of it."""
-        self._word = word
+    def lose_answer_to(self, word: bytes, behind: int = 0) -> None:
+        """Cut the connection on which a client next says `word`, once the server has been told and before the client hears of it; not
+        before clients have sent `behind` bytes more."""
+        self._left, self._word, self._behind = None, word, behind
 
     def cut_all(self) -> None:
         """Cut what is connected."""
@@ -139,7 +140,8 @@ class TcpProxy:
             if len(data) >= self._left:
                 return True
             self._left -= len(data)
-        return bool(self._word) and self._word in data
+        self._behind -= len(data)
+        return bool(self._word) and self._behind <= 0 and self._word in data
 
 
 @contextmanager

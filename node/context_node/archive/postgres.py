@@ -65,8 +65,8 @@ class Postgres:
         self._schema = ""
         self._patience_ms = 0
         self._pool: asyncpg.Pool[Any] | None = None
-        self._likely_new: dict[int, int] = {}
-        """By shard the term whose last batch went well and met nothing: what comes next is hardly there either."""
+        self._likely_new: dict[int, tuple[int, str]] = {}
+        """By shard the term whose last batch went well and met nothing: what follows is hardly there either; and who raised the fence."""
 
     async def open(self, cluster_id: str, *, only_reads: bool = False) -> str:
         """Connect, and bring the schema up to this version; with `only_reads` see that it is this cluster's and change nothing. Gives the
@@ -86,6 +86,7 @@ class Postgres:
                 command_timeout=options.command_timeout_s,
                 server_settings={"application_name": "contextstore"},
                 reset=_nothing_to_reset,
+                init=self._limit_statements,
             )
             self._pool = await pool
             try:
@@ -98,6 +99,11 @@ class Postgres:
             except BaseException:
                 await self.close()
                 raise
+
+    async def _limit_statements(self, connection: Any) -> None:
+        """That nobody waits for a statement any more the server does not know: it ends it by itself. Not a parameter of the start, which
+        poolers refuse."""
+        await connection.execute(f"SET statement_timeout = {self._patience_ms}")
 
     async def close(self) -> None:
         """End all connections; what is under way after `CLOSE_S` is broken off and rolled back."""
@@ -155,22 +161,22 @@ class Postgres:
         """Copy messages, and note how far contexts are, in one transaction. Raises `Fenced`, `Behind`, `ArchiveError`."""
         # What another leader wrote, or a batch of which nobody knows how it ended, may be there already. To expect it of every row costs
         # the server a look into the index and another record of its log for each.
-        expects_new = self._likely_new.pop(shard, None) == term
-        has_met = False
+        expected, raised_by = self._likely_new.pop(shard, (None, ""))
+        statement = sql.ADD_MESSAGES if expected == term else sql.PUT_MESSAGES
         try:
-            if expects_new and len(messages) <= BATCH_AT_ONCE:
-                await self._add(shard, term, messages, contexts)
-            else:
-                has_met = await self._write(shard, term, messages, contexts, sql.ADD_MESSAGES if expects_new else sql.PUT_MESSAGES)
+            if expected == term and len(messages) <= BATCH_AT_ONCE and await self._add(shard, term, raised_by, messages, contexts):
+                return
+            await self._write(shard, term, messages, contexts, statement)
         except _AlreadyThere:
-            has_met = await self._write(shard, term, messages, contexts, sql.PUT_MESSAGES)
-        if not has_met:
-            self._likely_new[shard] = term
+            await self._write(shard, term, messages, contexts, sql.PUT_MESSAGES)
 
-    async def _add(self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]) -> None:
-        """Write a batch of which nothing is there. Raises `_AlreadyThere` where that is not so; nothing is written then."""
+    async def _add(
+        self, shard: int, term: int, raised_by: str, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]
+    ) -> bool:
+        """Write a batch of which nothing is there. False, and nothing was written, if another transaction raised the fence meanwhile.
+        Raises `_AlreadyThere` where rows are there; nothing is written then."""
         asked = ([one.context_id for one in contexts], [one.incarnation for one in contexts], [one.held for one in contexts])
-        columns = (shard, term, *asked, *message_columns(messages), *context_columns(contexts, shard))
+        columns = (shard, term, raised_by, *asked, *message_columns(messages), *context_columns(contexts, shard))
         with told_as_archive_error():
             async with self._connection() as connection:
                 try:
@@ -178,23 +184,26 @@ class Postgres:
                 except asyncpg.UniqueViolationError:
                     raise _AlreadyThere from None
                 if row is None:
-                    raise Fenced(shard)
+                    return False
                 if row["behind"]:
                     raise Behind(dict(zip(row["behind"], row["has"], strict=True)))
+        self._likely_new[shard] = term, row["raised_by"]
+        return True
 
     async def _write(
         self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext], statement: str
-    ) -> bool:
-        """Whether rows were there already. Raises `_AlreadyThere` where they may not be."""
+    ) -> None:
+        """Write a batch step by step. Raises `_AlreadyThere` where rows are there that may not be."""
         has_met = False
-        async with self._fenced(shard, term) as connection:
+        async with self._fenced(shard, term) as (connection, raised_by):
             asked = ([one.context_id for one in contexts], [one.incarnation for one in contexts], [one.held for one in contexts])
             if behind := await connection.fetch(sql.LESS_THAN.format(schema=self._schema), *asked):
                 raise Behind(dict(behind))
             for at in range(0, len(messages), ROWS_AT_ONCE):
                 has_met |= await self._put(connection, messages[at : at + ROWS_AT_ONCE], statement)
             await connection.execute(sql.PUT_CONTEXTS.format(schema=self._schema), *context_columns(contexts, shard))
-        return has_met
+        if not has_met:
+            self._likely_new[shard] = term, raised_by
 
     async def _put(self, connection: Any, messages: Sequence[ArchivedMessage], statement: str) -> bool:
         """Insert what is not there; whether some of it is. That must be the same: an older leader's, before its mark was noted."""
@@ -216,12 +225,12 @@ class Postgres:
 
     async def write_policies(self, shard: int, term: int, policies: Sequence[tuple[str, int, bytes]]) -> None:
         """Copy named policies, given as (name, generation, packed record). Raises `Fenced`, `ArchiveError`."""
-        async with self._fenced(shard, term) as connection:
+        async with self._fenced(shard, term) as (connection, _):
             await connection.executemany(sql.PUT_POLICY.format(schema=self._schema), policies)
 
     async def erase(self, shard: int, term: int, contexts: Sequence[tuple[str, int]]) -> None:
         """Erase contexts, given as (id, incarnation). Raises `Fenced`, `ArchiveError`."""
-        async with self._fenced(shard, term) as connection:
+        async with self._fenced(shard, term) as (connection, _):
             for statement in sql.ERASE:
                 await connection.execute(statement.format(schema=self._schema), [one[0] for one in contexts], [one[1] for one in contexts])
 
@@ -237,14 +246,16 @@ class Postgres:
         return [Restored(seq, raw.encode(), _info_of(data)) for seq, raw, data in rows]
 
     @asynccontextmanager
-    async def _fenced(self, shard: int, term: int) -> AsyncIterator[Any]:
+    async def _fenced(self, shard: int, term: int) -> AsyncIterator[tuple[Any, str]]:
+        """A connection in a transaction that has raised the fence, and its name as who did."""
         with told_as_archive_error():
             async with self._connection() as connection:
                 transaction = connection.transaction()
                 await transaction.start()
-                if await connection.fetchval(sql.RAISE_FENCE.format(schema=self._schema), shard, term, self._patience_ms) is None:
+                raised_by = await connection.fetchval(sql.RAISE_FENCE.format(schema=self._schema), shard, term, self._patience_ms)
+                if raised_by is None:
                     raise Fenced(shard)
-                yield connection
+                yield connection, raised_by
                 await transaction.commit()
 
     @asynccontextmanager

@@ -57,16 +57,21 @@ MAKE_META: Final = "CREATE TABLE IF NOT EXISTS {schema}.meta (key text PRIMARY K
 # of the newer. A leader whose machine lost its power in a transaction never says so: the server ends what says nothing, or takes too long,
 # for $3 milliseconds, else the next leader would wait for TCP to find out, by default for two hours.
 # A commit that waits for no disk (synchronous_commit off) would confirm what a crash takes back.
+# The row's xmin is the transaction that raised the fence last.
 _RAISED: Final = (
     "WITH raised AS (INSERT INTO {schema}.fences AS held VALUES ($1, $2) ON CONFLICT (shard) DO UPDATE SET term = excluded.term"
-    " WHERE held.term <= excluded.term RETURNING term)"
+    " WHERE held.term <= excluded.term RETURNING term, xmin::text AS raised_by)"
+)
+_RAISED_AGAIN: Final = (
+    "WITH raised AS (UPDATE {schema}.fences AS held SET term = $2 WHERE held.shard = $1 AND held.term = $2 AND held.xmin::text = $3"
+    " RETURNING term, xmin::text AS raised_by)"
 )
 _SYNCED: Final = (
     " set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'"
     " ELSE current_setting('synchronous_commit') END, true)"
 )
 RAISE_FENCE: Final = (
-    _RAISED + " SELECT term, set_config('idle_in_transaction_session_timeout', least($3::bigint, 15000)::text, true),"
+    _RAISED + " SELECT raised_by, set_config('idle_in_transaction_session_timeout', least($3::bigint, 15000)::text, true),"
     " set_config('statement_timeout', $3::bigint::text, true)," + _SYNCED + " FROM raised"
 )
 
@@ -111,14 +116,15 @@ def _after(parameters: int, statement: str) -> str:
 
 _MAY: Final = " WHERE EXISTS (SELECT FROM may)"
 ADD_BATCH: Final = (
-    f"{_RAISED}, behind AS ({_after(2, LESS_THAN)}), may AS (SELECT FROM raised WHERE NOT EXISTS (SELECT FROM behind)),"
-    f" added AS ({_after(5, ADD_MESSAGES)}{_MAY}), noted AS ({_after(14, _NOTED)}{_MAY}{_OR_RENEWED})"
-    f" SELECT term, {_SYNCED}, (SELECT array_agg(c) FROM behind) AS behind, (SELECT array_agg(has) FROM behind) AS has FROM raised"
+    f"{_RAISED_AGAIN}, behind AS ({_after(3, LESS_THAN)}), may AS (SELECT FROM raised WHERE NOT EXISTS (SELECT FROM behind)),"
+    f" added AS ({_after(6, ADD_MESSAGES)}{_MAY}), noted AS ({_after(15, _NOTED)}{_MAY}{_OR_RENEWED})"
+    f" SELECT raised_by, {_SYNCED}, (SELECT array_agg(c) FROM behind) AS behind, (SELECT array_agg(has) FROM behind) AS has FROM raised"
 )
-"""A whole batch of new rows in one statement, which is its own transaction: with the parameters of `RAISE_FENCE` but its last, `LESS_THAN`,
-`ADD_MESSAGES` and `PUT_CONTEXTS`. Without a row the shard is fenced off; with contexts in `behind` nothing was written either. What asks
-whether it may reads from `raised`, so the fence's row is locked before a row is added; that the snapshot is older than the lock hides
-nothing from `behind`, as whatever a mark says was committed before the mark was known."""
+"""A whole batch of new rows in one statement, which is its own transaction: with shard, term and who raised the fence last, and the
+parameters of `LESS_THAN`, `ADD_MESSAGES` and `PUT_CONTEXTS`. Without a row somebody else has raised the fence since; with contexts in
+`behind` nothing was written either. What asks whether it may reads from `raised`, so the fence's row is locked before a row is added.
+Whoever gave it up does not know whether the server still comes to it, and so raises the fence before anything else: it is too late then,
+also where the next transaction erased what it would write."""
 
 ERASE: Final = (
     "DELETE FROM {schema}.messages WHERE (context_id, incarnation) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))",

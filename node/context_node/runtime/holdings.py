@@ -209,6 +209,9 @@ class Holdings:
         replica = engine.replicas.get(shard)
         if replica is None or replica.group.replica_id != replica_id:
             return
+        if replica.group.last_index:
+            # What is purged of it from now on, others hear of.
+            self._node.note_purge()
         engine.remove(replica, "This node does not hold that shard any more; try again shortly.")
         del engine.replicas[shard]
         engine.with_log(lambda log: log.remove(shard))
@@ -225,6 +228,7 @@ class Holdings:
         if engine.replicas.get(shard) is not replica:
             return
         status = replica.group.status()
+        self._node.note_purge()
         engine.remove(replica, "This replica starts over; try again shortly.")
 
         def keep_vote(log: LogStore) -> None:
@@ -277,6 +281,9 @@ class Holdings:
                 # A replica never forgets a vote (I2).
                 hard_state = HardState(status.term, status.vote, manifest.index)
         incoming.is_named = True
+        if status.last_index:
+            # The snapshot may be behind a purge of what the log had of this shard.
+            self._node.note_purge()
         engine.remove(old, "This replica is being replaced by a snapshot; try again shortly.")
         engine.with_log(lambda log: log.install(manifest.shard, replica_id, generation, hard_state, manifest.index, manifest.term))
         # Comes after the commit that holds the switch.

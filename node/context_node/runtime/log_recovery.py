@@ -60,17 +60,19 @@ def first_commit(database: apsw.Connection, path: str, identity_if_new: LogIdent
             "cluster_id": identity_if_new.cluster_id,
             "created_ms": identity_if_new.created_ms,
             "boot": 0,
-            "scrubbed": 1,
+            "scrubbed": 0,
         }
         database.executemany("INSERT INTO meta VALUES(?,?)", new.items())
     database.execute("UPDATE meta SET value=value+1 WHERE key='boot'")
     meta: dict[str, Any] = {str(key): value for key, value in database.execute("SELECT key, value FROM meta")}
     if meta.get("format") != FORMAT_VERSION:
         raise StorageFailed(path, "open", f"log format {meta.get('format')} is not {FORMAT_VERSION}")
-    # What this life will leave is not known before its end.
+    # By the number of the start, which an older version counts as well but leaves the word where it is. What this life will leave is not
+    # known before its end.
+    is_scrubbed = meta.get("scrubbed") == meta["boot"] - 1
     database.execute("DELETE FROM meta WHERE key='scrubbed'")
     database.execute("COMMIT")
-    return meta["boot"], LogIdentity(meta["store_uuid"], meta["cluster_id"], meta["created_ms"]), "scrubbed" in meta
+    return meta["boot"], LogIdentity(meta["store_uuid"], meta["cluster_id"], meta["created_ms"]), is_scrubbed
 
 
 def read_log(database: apsw.Connection, path: str, codec: RecordCodec) -> FoundLog:

@@ -184,7 +184,7 @@ class LogStore:
     def note_scrubbed(self) -> None:
         """No file holds bytes of a purged context, with the next commit: known as `was_scrubbed` to the next start, and to no later one."""
         self._check_usable()
-        self._bind("INSERT OR REPLACE INTO meta VALUES('scrubbed', 1)", ())
+        self._bind("INSERT OR REPLACE INTO meta VALUES('scrubbed', ?)", (self.boot,))
 
     def note_cluster(self, cluster_id: str) -> None:
         """The id of the cluster that this store begins, with the next commit. Only a store that was in none may."""

@@ -397,7 +397,7 @@ class Node:
     def on_event(self, replica: Replica, event: Event) -> None:
         if event.kind == "purged" or event.kind == "erased":
             # On every replica, whoever was asked: the bytes leave all files; of an erasure in the archive that is the context's name.
-            self._note_purge()
+            self.note_purge()
             if event.kind == "erased":
                 return
             if self.histories.cold is not None:
@@ -406,7 +406,8 @@ class Node:
             self.observer(replica, event)
         tell_followers(replica, event)
 
-    def _note_purge(self) -> None:
+    def note_purge(self) -> None:
+        """Files may hold bytes of a purged context, or of one that is purged where this node does not hear of it."""
         if self.upkeep is not None:
             self.upkeep.note_purge()
 
@@ -442,7 +443,7 @@ class Node:
         await self._leave()
         if self.histories.cold is not None:
             await self.histories.cold.close()
-        self._close_stores(lambda: self.upkeep is not None and not self.upkeep.is_scrub_due)
+        self._close_stores(lambda: self.upkeep is not None and self.upkeep.is_scrubbed)
         self._upkeep_worker.close()
 
     async def _end_tasks(self) -> None:

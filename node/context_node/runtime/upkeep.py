@@ -26,6 +26,10 @@ IDLE_ROUNDS = 5
 SCRUB_S = 0.01
 """A round scrubs shards for so long, or one. Who writes meanwhile waits behind it at the disk."""
 
+SCRUB_ROUNDS = 32
+"""With many shards so many a round that a scrub has about as many rounds: the log, rewritten at its end while nobody commits, holds what
+came since each shard's turn."""
+
 
 @dataclass(frozen=True, slots=True)
 class UpkeepLimits:
@@ -78,9 +82,12 @@ class Upkeep:
         self._flush_pace = FlushPace(limits.flush_age_s, limits.flush_bytes)
         self._checkpoint_pace = CheckpointPace(limits.wal_bytes_max, phase)
         self._purged_at: float | None = None
-        self._to_scrub: deque[Replica] | None = None
-        """What is left of the scrub that is under way."""
-        self._is_scrubbed = True
+        self._to_scrub: deque[int] | None = None
+        """The shards that are left of the scrub that is under way."""
+        self._at_once = 0
+        self._is_complete = True
+        self._has_skipped = False
+        """Whether the last scrub left out what had failed: not worth another try in this life, but the next one has to."""
         self._rounds = 0
         self._has_changes = False
         self._is_idle = False
@@ -96,6 +103,11 @@ class Upkeep:
     def is_scrub_due(self) -> bool:
         """Whether bytes of a purged context are still to leave the files."""
         return self._purged_at is not None or self._to_scrub is not None
+
+    @property
+    def is_scrubbed(self) -> bool:
+        """Whether no file holds bytes of a purged context, for all that this life knows."""
+        return not (self.is_scrub_due or self._has_skipped or self._engine.is_failed)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -285,38 +297,43 @@ class Upkeep:
 
     def _begin_scrub(self) -> None:
         self._purged_at = None
-        self._to_scrub = deque(self._engine.replicas.values())
-        self._is_scrubbed = True
+        self._to_scrub = deque(self._engine.replicas)
+        self._at_once = len(self._to_scrub) // SCRUB_ROUNDS
+        self._has_skipped = False
+        self._is_complete = True
 
     async def _scrub_some(self, most_s: float) -> None:
         """Go on with the scrub for so long, one shard at least: all of them in one go would hold up whoever writes for as long."""
-        until = self._loop.time() + most_s
+        until, least = self._loop.time() + most_s, self._at_once
         while self._to_scrub:
-            replica = self._to_scrub.popleft()
             try:
-                await self._scrub_state(replica)
+                await self._scrub_state(self._to_scrub.popleft())
             except StorageError:
-                self._is_scrubbed = False
+                self._has_skipped = True
                 raise
-            if self._loop.time() >= until:
+            least -= 1
+            if least <= 0 and self._loop.time() >= until:
                 return
         await self._scrub_log()
 
-    async def _scrub_state(self, replica: Replica) -> None:
+    async def _scrub_state(self, shard: int) -> None:
+        # Who it is now: a replica that was replaced since the scrub began is another one, with files of its own.
+        replica = self._engine.replicas.get(shard)
+        if replica is None:
+            return
         if replica.failure is None:
-            self._is_scrubbed &= await self.checkpoint(replica, keeps_for_others=False)
-            async with replica.storing:
-                if replica.failure is None:
-                    self._is_scrubbed &= await self._worker.run(replica.store.scrub)
+            self._is_complete &= await self.checkpoint(replica, keeps_for_others=False)
+        async with replica.storing:
+            if replica.failure is None:
+                self._is_complete &= await self._worker.run(replica.store.scrub)
+            else:
+                self._has_skipped = True
 
     async def _scrub_log(self) -> None:
-        # The log is rewritten whole, and nobody commits meanwhile: as little of it as can be.
-        for replica in list(self._engine.replicas.values()):
-            if replica.failure is None:
-                self._truncate(replica, keeps_for_others=False)
         await self._engine.log_job(lambda log: log.scrub())
+        self._has_skipped |= self._engine.is_failed
         self._to_scrub = None
         self.scrubs += 1
-        if not self._is_scrubbed:
+        if not self._is_complete:
             # A flush or a reader was in the way somewhere: once more, later.
             self.note_purge()
