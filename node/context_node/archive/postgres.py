@@ -18,7 +18,7 @@ import msgspec
 
 from context_node.archive import schema as sql
 from context_node.archive.errors import ArchiveError, Behind, Fenced
-from context_node.archive.rows import ArchivedContext, ArchivedMessage, context_columns, message_columns, message_data
+from context_node.archive.rows import ArchivedContext, ArchivedMessage, context_columns, held_columns, message_columns, message_data
 from context_node.archive.uris import HOW, usable
 from context_node.contexts.commands import Restored
 
@@ -52,8 +52,8 @@ class _AlreadyThere(Exception):
 
 
 async def _nothing_to_reset(_connection: Any) -> None:
-    """All that is set here is set for a transaction, and a connection on which anything failed is dropped: asyncpg's own reset would ask
-    the server once more for each batch."""
+    """What is set here is set for a transaction, or meant for whoever has the connection next as well, and one on which anything failed is
+    dropped: asyncpg's own reset would ask the server once more for each batch."""
 
 
 class Postgres:
@@ -175,8 +175,7 @@ class Postgres:
     ) -> bool:
         """Write a batch of which nothing is there. False, and nothing was written, if another transaction raised the fence meanwhile.
         Raises `_AlreadyThere` where rows are there; nothing is written then."""
-        asked = ([one.context_id for one in contexts], [one.incarnation for one in contexts], [one.held for one in contexts])
-        columns = (shard, term, raised_by, *asked, *message_columns(messages), *context_columns(contexts, shard))
+        columns = (shard, term, raised_by, *held_columns(contexts), *message_columns(messages), *context_columns(contexts, shard))
         with told_as_archive_error():
             async with self._connection() as connection:
                 try:
@@ -196,8 +195,7 @@ class Postgres:
         """Write a batch step by step. Raises `_AlreadyThere` where rows are there that may not be."""
         has_met = False
         async with self._fenced(shard, term) as (connection, raised_by):
-            asked = ([one.context_id for one in contexts], [one.incarnation for one in contexts], [one.held for one in contexts])
-            if behind := await connection.fetch(sql.LESS_THAN.format(schema=self._schema), *asked):
+            if behind := await connection.fetch(sql.LESS_THAN.format(schema=self._schema), *held_columns(contexts)):
                 raise Behind(dict(behind))
             for at in range(0, len(messages), ROWS_AT_ONCE):
                 has_met |= await self._put(connection, messages[at : at + ROWS_AT_ONCE], statement)

@@ -102,6 +102,11 @@ def message_columns(messages: Sequence[ArchivedMessage]) -> tuple[list[Any], ...
     )
 
 
+def held_columns(contexts: Sequence[ArchivedContext]) -> tuple[list[str], list[int], list[int]]:
+    """In the order that `schema.LESS_THAN` takes."""
+    return [one.context_id for one in contexts], [one.incarnation for one in contexts], [one.held for one in contexts]
+
+
 def context_columns(contexts: Sequence[ArchivedContext], shard: int) -> tuple[Any, ...]:
     """In the order that `schema.PUT_CONTEXTS` takes."""
     return (

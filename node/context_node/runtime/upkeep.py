@@ -22,7 +22,6 @@ from context_node.runtime.worker import Worker
 IDLE_ROUNDS = 5
 """A node where nothing changes is looked at after so many intervals: waking up costs it more than the look does."""
 
-
 SCRUB_S = 0.01
 """A round scrubs shards for so long, or one. Who writes meanwhile waits behind it at the disk."""
 
