@@ -1,11 +1,13 @@
 """What an archive costs the writers, and whether it keeps up: three nodes of ours with Postgres beside them on the same cores and disk.
 
 `peak`: most single appends and most messages in batches of 10 by a closed loop. `pair`: an open loop at half of the peak of single appends,
-latencies from when each append was due. Both by turns on two clusters, one with an archive and one without, over several pairs of them in
-one go; the archive is let finish before the other's turn. `--control` leaves the archive out. `copy`: `--messages` messages, each with a
-number of its own, in batches of 10 as fast as the nodes take them: how far the archive is behind at the end and until it has all; then
-every context's export beside its rows, byte for byte. `cold` (with `--tail-keep`): a page of 100 of the oldest messages beside one of the
-newest. `restore`: the archive becomes a new cluster of three nodes. Postgres syncs every commit; of `peak` and `pair` it is worn (`wear`).
+latencies from when each append was due. Both by turns of three kinds: a cluster with an archive; the same cluster while Postgres is
+stopped, so the same processes with nothing but the archive's own work left out; a cluster without an archive. Two equal clusters differ by
+a tenth and more for as long as they live, so the last kind needs several pairs of new ones (`--pairs`). The archive is let finish before
+the next turn. `--control` leaves the archive out. `copy`: `--messages` messages, each with a number of its own, in batches of 10 as fast as
+the nodes take them: how far the archive is behind at the end and until it has all; then every context's export beside its rows, byte for
+byte. `cold` (with `--tail-keep`): a page of 100 of the oldest messages beside one of the newest. `restore`: the archive becomes a new
+cluster of three nodes. Postgres syncs every commit; of `peak` and `pair` it is worn (`wear`).
 
     bench/archive.py [peak pair copy cold restore] [--rounds 8] [--seconds 8] [--pairs 2] [--control] [--rate 0] [--nice 0]
                      [--postgres-dir /dev/shm] [--messages 1000000] [--tail-keep 1000]
@@ -18,6 +20,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -47,10 +50,12 @@ SETTLE_S = 6.0
 """Nodes keep effects in memory for up to 5 s before they store them. A cluster with an archive has stored its own by then; one
 without goes on in the turn of the other, which with turns of 2.5 s and no pause made a ratio of 2.8 of one of 1.5."""
 
+ON, STOPPED, OFF = "archive on", "Postgres stopped", "archive off"
+
 
 @dataclass
 class Side:
-    """What one cluster's rounds gave in one setting. Times in ms, CPU in cores."""
+    """What the rounds of one kind gave in one setting. Times in ms, CPU in cores."""
 
     rates: list[float] = field(default_factory=list)
     p50_ms: list[float] = field(default_factory=list)
@@ -72,17 +77,33 @@ class Pair:
 # --- processes --------------------------------------------------------------------------------------------------------------
 
 
-def cpu_of_tree_s(pid: int) -> float:
-    """CPU seconds of a server and its children, those that ended too."""
-    total = 0
+def tree(pid: int) -> Iterator[tuple[int, list[str]]]:
+    """A process and its children: each with its number and what /proc/…/stat says behind its name."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            number, rest = path.parent.name, path.read_text().rsplit(")", 1)[1].split()
-            if int(number) == pid:
-                total += sum(map(int, rest[11:15]))
-            elif int(rest[1]) == pid:
-                total += sum(map(int, rest[11:13]))
+            number, rest = int(path.parent.name), path.read_text().rsplit(")", 1)[1].split()
+            if pid in (number, int(rest[1])):
+                yield number, rest
+
+
+def cpu_of_tree_s(pid: int) -> float:
+    """CPU seconds of a server and its children, those that ended too."""
+    total = sum(sum(map(int, rest[11:15] if number == pid else rest[11:13])) for number, rest in tree(pid))
     return total / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A server and its children do nothing meanwhile. Who asks them waits; for less than the archiver's patience nothing fails."""
+    held = []
+    try:
+        for number in (pid, *(number for number, _ in tree(pid) if number != pid)):
+            os.kill(number, signal.SIGSTOP)
+            held.append(number)
+        yield
+    finally:
+        for number in held:
+            os.kill(number, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -162,49 +183,60 @@ def load(system: System, work: str, connections: int, seconds: float, rate: floa
     return found
 
 
-def one_round(pair: Pair, system: System, work: str, connections: int, seconds: float, rate: float, into: Side) -> None:
-    before, postgres_before = system.cpu_s(), cpu_of_tree_s(pair.postgres.pid)
-    found = load(system, work, connections, seconds, rate)
-    behind = lag_messages(system)
-    into.node_cores.append((system.cpu_s() - before) / found["seconds"])
-    into.postgres_cores.append((cpu_of_tree_s(pair.postgres.pid) - postgres_before) / found["seconds"])
+def one_round(pair: Pair, kind: str, work: str, connections: int, seconds: float, rate: float, into: Side) -> None:
+    system = pair.off if kind == OFF else pair.on
+    with stopped(pair.postgres.pid) if kind == STOPPED else contextlib.nullcontext():
+        before, postgres_before = system.cpu_s(), cpu_of_tree_s(pair.postgres.pid)
+        found = load(system, work, connections, seconds, rate)
+        into.node_cores.append((system.cpu_s() - before) / found["seconds"])
+        into.postgres_cores.append((cpu_of_tree_s(pair.postgres.pid) - postgres_before) / found["seconds"])
     into.rates.append((BATCH if work == "batch" else 1) * found["writes"] / found["seconds"])
     into.p50_ms.append(found["p50_ms"])
     into.p99_ms.append(found["p99_ms"])
     into.all_ms += found["times_ms"]
-    if behind:
+    if lag_messages(system):
         until_archived(system)
-    # What is left of this turn is not the other's to bear.
+    # What is left of this turn is not the next one's to bear.
     time.sleep(SETTLE_S)
 
 
-def rounds(pair: Pair, work: str, options: argparse.Namespace, sides: tuple[Side, Side], rate: float = 0.0) -> None:
-    """Both clusters by turns; the first turn of each is a warm-up, and which is first changes."""
-    on, off = sides
+def new_sides() -> dict[str, Side]:
+    return {kind: Side() for kind in (ON, STOPPED, OFF)}
+
+
+def rounds(pair: Pair, work: str, options: argparse.Namespace, sides: dict[str, Side], rate: float = 0.0) -> None:
+    """All kinds by turns; the first turn of each is a warm-up, and which is first changes."""
     for number in range(max(1, options.rounds // options.pairs) + 1):
-        turns = [(pair.on, on), (pair.off, off)]
-        for system, side in turns if number % 2 else reversed(turns):
-            one_round(pair, system, work, options.connections, options.seconds, rate, side if number else Side())
+        kinds = list(sides)
+        for kind in kinds[number % 3 :] + kinds[: number % 3]:
+            one_round(pair, kind, work, options.connections, options.seconds, rate, sides[kind] if number else Side())
 
 
 def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
-def report(what: str, unit: str, on: Side, off: Side) -> None:
+def report(what: str, unit: str, sides: dict[str, Side]) -> None:
     print(f"\n{what}")
-    for name, side in (("archive on", on), ("archive off", off)):
+    for name, side in sides.items():
         print(
-            f"  {name:<11} {statistics.median(side.rates):>7,.0f} {unit}   p50 {quantile(side.all_ms, 0.5):6.2f} ms   "
-            f"p99 {quantile(side.all_ms, 0.99):6.2f} ms [rounds {min(side.p99_ms):.1f} to {max(side.p99_ms):.1f}]   "
-            f"nodes {statistics.median(side.node_cores):.2f} cores   Postgres {statistics.median(side.postgres_cores):.2f}"
+            f"  {name:<16} {statistics.median(side.rates):>7,.0f} {unit}   p50 {quantile(side.all_ms, 0.5):6.2f} ms   "
+            f"p99 {quantile(side.all_ms, 0.99):6.2f} ms [rounds {' '.join(f'{one:.0f}' for one in side.p99_ms)}]   "
+            f"nodes {statistics.median(side.node_cores):.2f} cores   Postgres {statistics.median(side.postgres_cores):.3f}"
         )
-    ratios = [one / other for one, other in zip(on.p99_ms, off.p99_ms, strict=True)]
+    for one, other in ((ON, STOPPED), (ON, OFF), (STOPPED, OFF)):
+        compare(f"{one} / {other}", sides[one], sides[other])
+
+
+def compare(what: str, one: Side, other: Side) -> None:
+    ratios = [mine / others for mine, others in zip(one.p99_ms, other.p99_ms, strict=True)]
+    quantiles = "   ".join(
+        f"{name} {quantile(one.all_ms, share) / quantile(other.all_ms, share):.2f}"
+        for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+    )
     print(
-        f"  on / off: rate {statistics.median(on.rates) / statistics.median(off.rates):.2f}   "
-        f"p50 {quantile(on.all_ms, 0.5) / quantile(off.all_ms, 0.5):.2f}   "
-        f"p99 {quantile(on.all_ms, 0.99) / quantile(off.all_ms, 0.99):.2f}   "
-        f"(median of the rounds' own {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f})",
+        f"  {what:<30} rate {statistics.median(one.rates) / statistics.median(other.rates):.2f}   {quantiles}   "
+        f"(p99's median of the rounds' own {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f})",
         flush=True,
     )
 
@@ -214,26 +246,26 @@ def report(what: str, unit: str, on: Side, off: Side) -> None:
 
 def cost(folder: Path, parts: list[str], options: argparse.Namespace) -> None:
     """Over several pairs of clusters: leaders fall where they fall, so that of two equal clusters one is quicker all the time."""
-    peak, batch, loaded = ((Side(), Side()) for _ in range(3))
+    peak, batch, loaded = (new_sides() for _ in range(3))
     rate = options.rate
     for number in range(options.pairs):
         with both(folder / f"pair-{number}", options.control, bool(number % 2), options.nice, options.postgres_dir) as pair:
             if "peak" in parts or not rate:
                 rounds(pair, "single", options, peak)
-                rate = rate or statistics.median(peak[1].rates) / 2
+                rate = rate or statistics.median(peak[OFF].rates) / 2
             if "peak" in parts:
                 rounds(pair, "batch", options, batch)
             if "pair" in parts:
                 rounds(pair, "single", options, loaded, rate)
     if options.control:
         print("\nA control: neither cluster has an archive, and what differs is chance.")
-    if peak[0].rates:
-        report(f"single appends as fast as they go, {options.connections} connections", "writes/s", *peak)
-    if batch[0].rates:
-        report(f"batches of {BATCH} as fast as they go, {options.connections} connections", "messages/s", *batch)
-    if loaded[0].rates:
+    if peak[ON].rates:
+        report(f"single appends as fast as they go, {options.connections} connections", "writes/s", peak)
+    if batch[ON].rates:
+        report(f"batches of {BATCH} as fast as they go, {options.connections} connections", "messages/s", batch)
+    if loaded[ON].rates:
         why = "as asked for" if options.rate else "half of the peak without an archive"
-        report(f"single appends, {rate:,.0f} due each second ({why})", "writes/s", *loaded)
+        report(f"single appends, {rate:,.0f} due each second ({why})", "writes/s", loaded)
 
 
 def restore(folder: Path, postgres: PostgresServer) -> bool:
@@ -254,7 +286,7 @@ def restore(folder: Path, postgres: PostgresServer) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=["peak", "pair", "copy", "cold", "restore", []], help="which (peak, pair, copy)")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each cluster in each setting (8)")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each kind in each setting (8)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of one turn (8)")
     parser.add_argument("--pairs", type=int, default=2, help="the turns are over so many pairs of new clusters (2)")
     parser.add_argument("--control", action="store_true", help="no archive at all, to see how much two equal clusters differ here")

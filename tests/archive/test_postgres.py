@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from context_node.archive import schema
+from context_node.archive.batches import BatchLimits
 from context_node.archive.errors import ArchiveError, Behind, Fenced
-from context_node.archive.postgres import BATCH_AT_ONCE, Postgres, PostgresOptions
+from context_node.archive.postgres import ROWS_AT_ONCE, Postgres, PostgresOptions
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, fits_jsonb, message_row, told_of
 from support.postgres import PostgresServer
 from support.tcp_proxy import tcp_proxy
@@ -58,17 +59,17 @@ def run(dsn: str, check: Callable[[Postgres], Awaitable[None]]) -> None:
 def watched(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is expected of the rows that are written from now on, in order; "batch" where they go as a whole."""
     ways: list[str] = []
-    put, add = postgres._put, postgres._add
+    put, add = postgres._put_messages, postgres._add
 
-    async def watch(connection: Any, messages: Any, statement: str) -> bool:
-        ways.append("any" if statement == schema.PUT_MESSAGES else "new")
-        return await put(connection, messages, statement)
+    async def watch(connection: Any, messages: Any) -> bool:
+        ways.append("any")
+        return await put(connection, messages)
 
     async def watch_batch(*batch: Any) -> bool:
         ways.append("batch")
         return await add(*batch)
 
-    monkeypatch.setattr(postgres, "_put", watch)
+    monkeypatch.setattr(postgres, "_put_messages", watch)
     monkeypatch.setattr(postgres, "_add", watch_batch)
     return ways
 
@@ -228,7 +229,7 @@ def test_a_whole_batch_is_fenced_and_checked_as_its_parts_are(dsn: str, monkeypa
         with pytest.raises(Fenced):
             await waiting
         assert sorted(await query(dsn, everything)) == before
-        assert ways == ["any", "batch", "any", "batch", "new", "batch"]
+        assert ways == ["any", "batch", "any", "batch", "any", "batch"]
         await other.close()
 
     run(dsn, check)
@@ -273,14 +274,14 @@ def test_the_server_ends_what_takes_longer_than_anybody_waits(dsn: str) -> None:
     run(dsn, check)
 
 
-@pytest.mark.parametrize("count", [BATCH_AT_ONCE, BATCH_AT_ONCE + 1])
-def test_a_large_batch_of_new_rows_goes_in_parts(dsn: str, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_a_large_batch_goes_in_parts_and_whole_once_its_rows_are_new(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def check(postgres: Postgres) -> None:
-        await postgres.write(0, 1, [message(1)], [mark("talk", 7, 1)])
-        ways = watched(postgres, monkeypatch)
-        await postgres.write(0, 1, [message(seq) for seq in range(2, count + 2)], [mark("talk", 7, count + 1)])
-        assert ways == (["batch"] if count <= BATCH_AT_ONCE else ["new"] * 4)
-        assert await query(dsn, "SELECT count(*), max(seq) FROM contextstore.messages") == [(count + 1, count + 1)]
+        ways, most = watched(postgres, monkeypatch), BatchLimits().messages
+        for first in (1, most + 1):
+            last = first + most - 1
+            await postgres.write(0, 1, [message(seq) for seq in range(first, last + 1)], [mark("talk", 7, last)])
+        assert ways == ["any"] * (most // ROWS_AT_ONCE) + ["batch"]
+        assert await query(dsn, "SELECT count(*), max(seq) FROM contextstore.messages") == [(2 * most, 2 * most)]
 
     run(dsn, check)
 

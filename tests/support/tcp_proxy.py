@@ -36,7 +36,7 @@ class TcpProxy:
         """Pieces, or ends of connections, that wait to be let through."""
         self._target_port = target_port
         self._left: int | None = None
-        self._word, self._behind = b"", 0
+        self._words: list[tuple[bytes, int]] = []
         self._pairs: set[_Pair] = set()
         self._loop = asyncio.new_event_loop()
         self._flows: asyncio.Event
@@ -50,12 +50,12 @@ class TcpProxy:
 
     def cut_after(self, count: int) -> None:
         """Cut the connection that is in use when clients have sent so many bytes more."""
-        self._left = count
+        self._left, self._words = count, []
 
-    def lose_answer_to(self, word: bytes, behind: int = 0) -> None:
-        """Cut the connection on which a client next says `word`, once the server has been told and before the client hears of it; not
-        before clients have sent `behind` bytes more."""
-        self._left, self._word, self._behind = None, word, behind
+    def lose_answers_to(self, *words: tuple[bytes, int]) -> None:
+        """Cut the connection on which a client next says a word, once the server has been told and before the client hears of it; not
+        before clients have sent so many bytes more. Then the same with the next word, on whichever connection."""
+        self._left, self._words = None, list(words)
 
     def cut_all(self) -> None:
         """Cut what is connected."""
@@ -128,7 +128,7 @@ class TcpProxy:
                 is_open = bool(data)
                 if asking is not None and self._is_to_be_cut(data):
                     target.write(data[: self._left])
-                    self._left, self._word = None, b""
+                    self._left = None
                     self.cuts += 1
                     asking.cut()
                     return
@@ -140,8 +140,14 @@ class TcpProxy:
             if len(data) >= self._left:
                 return True
             self._left -= len(data)
-        self._behind -= len(data)
-        return bool(self._word) and self._behind <= 0 and self._word in data
+        if not self._words:
+            return False
+        word, behind = self._words[0][0], self._words[0][1] - len(data)
+        self._words[0] = word, behind
+        if behind > 0 or word not in data:
+            return False
+        del self._words[0]
+        return True
 
 
 @contextmanager

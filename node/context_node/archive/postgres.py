@@ -25,11 +25,7 @@ from context_node.contexts.commands import Restored
 CLOSE_S = 2.0
 
 ROWS_AT_ONCE = 100
-"""So many messages go in one statement. To encode a whole batch would hold the event loop, and who writes meanwhile, for several ms."""
-
-BATCH_AT_ONCE = 300
-"""A batch of so many new messages goes whole, in one statement: each further one would be another wait for the server, and for the event
-loop that others keep busy."""
+"""So many messages go in one statement of a batch that goes step by step: each statement lets others in."""
 
 ADVISORY_LOCK = 0x636F6E74
 """`pg_advisory_xact_lock` of whoever migrates: of several nodes that start together one does."""
@@ -45,10 +41,6 @@ class PostgresOptions:
     pool_max: int = 4
     connect_timeout_s: float = 10.0
     command_timeout_s: float = 60.0
-
-
-class _AlreadyThere(Exception):
-    """Rows were not expected to be there."""
 
 
 async def _nothing_to_reset(_connection: Any) -> None:
@@ -160,56 +152,47 @@ class Postgres:
     async def write(self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]) -> None:
         """Copy messages, and note how far contexts are, in one transaction. Raises `Fenced`, `Behind`, `ArchiveError`."""
         # What another leader wrote, or a batch of which nobody knows how it ended, may be there already. To expect it of every row costs
-        # the server a look into the index and another record of its log for each.
+        # the server a look into the index and another record of its log for each, and every statement is another wait for the server and
+        # for the event loop that others keep busy.
         expected, raised_by = self._likely_new.pop(shard, (None, ""))
-        statement = sql.ADD_MESSAGES if expected == term else sql.PUT_MESSAGES
-        try:
-            if expected == term and len(messages) <= BATCH_AT_ONCE and await self._add(shard, term, raised_by, messages, contexts):
-                return
-            await self._write(shard, term, messages, contexts, statement)
-        except _AlreadyThere:
-            await self._write(shard, term, messages, contexts, sql.PUT_MESSAGES)
+        if expected != term or not await self._add(shard, term, raised_by, messages, contexts):
+            await self._put(shard, term, messages, contexts)
 
     async def _add(
         self, shard: int, term: int, raised_by: str, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]
     ) -> bool:
-        """Write a batch of which nothing is there. False, and nothing was written, if another transaction raised the fence meanwhile.
-        Raises `_AlreadyThere` where rows are there; nothing is written then."""
+        """Write a batch of which nothing is there, in one statement. False, and nothing was written, if rows are there after all, or
+        another transaction raised the fence meanwhile."""
         columns = (shard, term, raised_by, *held_columns(contexts), *message_columns(messages), *context_columns(contexts, shard))
         with told_as_archive_error():
             async with self._connection() as connection:
                 try:
                     row = await connection.fetchrow(sql.ADD_BATCH.format(schema=self._schema), *columns)
                 except asyncpg.UniqueViolationError:
-                    raise _AlreadyThere from None
-                if row is None:
                     return False
-                if row["behind"]:
-                    raise Behind(dict(zip(row["behind"], row["has"], strict=True)))
+        if row is None:
+            return False
+        if row["behind"]:
+            raise Behind(dict(zip(row["behind"], row["has"], strict=True)))
         self._likely_new[shard] = term, row["raised_by"]
         return True
 
-    async def _write(
-        self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext], statement: str
-    ) -> None:
-        """Write a batch step by step. Raises `_AlreadyThere` where rows are there that may not be."""
+    async def _put(self, shard: int, term: int, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]) -> None:
+        """Write a batch step by step, whatever of it is there already."""
         has_met = False
         async with self._fenced(shard, term) as (connection, raised_by):
             if behind := await connection.fetch(sql.LESS_THAN.format(schema=self._schema), *held_columns(contexts)):
                 raise Behind(dict(behind))
             for at in range(0, len(messages), ROWS_AT_ONCE):
-                has_met |= await self._put(connection, messages[at : at + ROWS_AT_ONCE], statement)
+                has_met |= await self._put_messages(connection, messages[at : at + ROWS_AT_ONCE])
             await connection.execute(sql.PUT_CONTEXTS.format(schema=self._schema), *context_columns(contexts, shard))
         if not has_met:
             self._likely_new[shard] = term, raised_by
 
-    async def _put(self, connection: Any, messages: Sequence[ArchivedMessage], statement: str) -> bool:
+    async def _put_messages(self, connection: Any, messages: Sequence[ArchivedMessage]) -> bool:
         """Insert what is not there; whether some of it is. That must be the same: an older leader's, before its mark was noted."""
         columns = message_columns(messages)
-        try:
-            done = await connection.execute(statement.format(schema=self._schema), *columns)
-        except asyncpg.UniqueViolationError:
-            raise _AlreadyThere from None
+        done = await connection.execute(sql.PUT_MESSAGES.format(schema=self._schema), *columns)
         if done == f"INSERT 0 {len(messages)}":
             return False
         asked = (columns[0], columns[1], columns[2], columns[6])
