@@ -24,7 +24,7 @@ class BatchLimits:
     """`messages` at most in one transaction, and no more once they are `bytes`: they are encoded in one go, for which the event loop and
     all who write wait (some 4 µs a message here). With `tail_keep` only so many of a context's newest messages stay hot."""
 
-    messages: int = 500
+    messages: int = 1_000
     bytes: int = 8 << 20
     tail_keep: int | None = None
 
