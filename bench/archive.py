@@ -18,6 +18,7 @@ Needs Go, which builds the load.
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -94,16 +95,25 @@ def cpu_of_tree_s(pid: int) -> float:
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """A server and its children do nothing meanwhile. Who asks them waits; for less than the archiver's patience nothing fails."""
+    """A server and its children do nothing meanwhile. Who asks them waits, and after a while tries again now and then."""
     held = []
-    try:
-        for number in (pid, *(number for number, _ in tree(pid) if number != pid)):
+
+    def stop(number: int) -> None:
+        # A child may have ended since it was seen.
+        with contextlib.suppress(ProcessLookupError):
             os.kill(number, signal.SIGSTOP)
             held.append(number)
+
+    try:
+        # First the server itself, so that it makes no more children.
+        stop(pid)
+        for number, _ in tree(pid):
+            stop(number)
         yield
     finally:
         for number in held:
-            os.kill(number, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -205,10 +215,10 @@ def new_sides() -> dict[str, Side]:
 
 
 def rounds(pair: Pair, work: str, options: argparse.Namespace, sides: dict[str, Side], rate: float = 0.0) -> None:
-    """All kinds by turns; the first turn of each is a warm-up, and which is first changes."""
+    """All kinds by turns in changing orders, so that each comes behind each other; the first turn of each is a warm-up."""
+    orders = itertools.cycle(itertools.permutations(sides))
     for number in range(max(1, options.rounds // options.pairs) + 1):
-        kinds = list(sides)
-        for kind in kinds[number % 3 :] + kinds[: number % 3]:
+        for kind in next(orders):
             one_round(pair, kind, work, options.connections, options.seconds, rate, sides[kind] if number else Side())
 
 

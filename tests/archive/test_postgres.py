@@ -310,6 +310,37 @@ def test_several_nodes_that_start_together_make_the_schema_once(dsn: str) -> Non
     run(dsn, check)
 
 
+def test_an_older_schema_is_brought_up_with_its_rows_and_once(dsn: str) -> None:
+    """And what somebody else changed of it since stays."""
+
+    async def check(_postgres: Postgres) -> None:
+        targets = (
+            "SELECT attname, attstattarget FROM pg_attribute WHERE attrelid = 'older.messages'::regclass AND attnum > 0"
+            " AND attstattarget >= 0 ORDER BY attnum"
+        )
+        connection = await asyncpg.connect(dsn)
+        for statement in (schema.MAKE_SCHEMA, schema.MAKE_META, schema.MIGRATIONS[0]):
+            await connection.execute(statement.format(schema="older"))
+        await connection.close()
+        older = archive(dsn, "older")
+        held = {"cluster_id": CLUSTER, "version": "1", "archive_id": "a" * 32}
+        for key, value in held.items():
+            await query(dsn, f"INSERT INTO older.meta VALUES ('{key}', '{value}')")
+        await query(dsn, "INSERT INTO older.messages VALUES ('talk', 7, 1, 'user', 3, now(), '{}', '{}', '')")
+        assert await query(dsn, targets) == []
+        assert await older.open(CLUSTER) == "a" * 32
+        assert await query(dsn, "SELECT value FROM older.meta WHERE key = 'version'") == [(str(len(schema.MIGRATIONS)),)]
+        assert await query(dsn, "SELECT context_id, seq, raw FROM older.messages") == [("talk", 1, "{}")]
+        found = dict(await query(dsn, targets))
+        assert len(found) == 9 and found["seq"] == 10 and found["body"] == found["raw"] == 0
+        await query(dsn, "ALTER TABLE older.messages ALTER COLUMN role SET STATISTICS 100")
+        await older.open(CLUSTER)
+        assert dict(await query(dsn, targets)) == {**found, "role": 100}
+        await older.close()
+
+    run(dsn, check)
+
+
 def test_a_newer_schema_and_another_clusters_are_left_alone(dsn: str) -> None:
     async def check(_postgres: Postgres) -> None:
         with pytest.raises(ArchiveError, match=f"holds the archive of cluster {CLUSTER}") as refusal:

@@ -53,8 +53,8 @@ class TcpProxy:
         self._left, self._words = count, []
 
     def lose_answers_to(self, *words: tuple[bytes, int]) -> None:
-        """Cut the connection on which a client next says a word, once the server has been told and before the client hears of it; not
-        before clients have sent so many bytes more. Then the same with the next word, on whichever connection."""
+        """Cut the connection on which a client next says a word (an empty one: anything), once the server has been told and before the
+        client hears of it; not before clients have sent so many bytes more. Then the same with the next word, on whichever connection."""
         self._left, self._words = None, list(words)
 
     def cut_all(self) -> None:

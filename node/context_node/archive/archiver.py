@@ -32,10 +32,6 @@ BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 60.0
 SPREAD, SPREAD_MAX_S = 0.8, 2.0
 """The turns of a round begin over this share of the flush interval, or of so many seconds."""
 
-BATCHES_AT_ONCE = 4
-"""So many batches a shard goes on for by itself if it has more. Only with still more behind them the node comes again at once, to all its
-shards and without spreading their turns."""
-
 SHARDS_OWN = frozenset({"differs", "fenced"})
 """Troubles with one shard's rows: whatever the others do, neither another connection nor waiting of the whole node helps."""
 
@@ -288,21 +284,15 @@ class Archiver:
 
     async def _turn(self, replica: Replica, after_s: float) -> Turn:
         await asyncio.sleep(after_s)
-        has_written = False
-        for _ in range(BATCHES_AT_ONCE):
-            # Others come in between.
-            async with self._free:
-                led = self._led.get(replica.shard)
-                if led is None or not led.is_scanned or led.term != replica.group.status().term:
-                    # What is led has changed since stock was taken.
-                    return Turn(has_written)
-                turn = await self._copier.turn(replica, led)
-            has_written |= turn.has_written
+        async with self._free:
+            led = self._led.get(replica.shard)
+            if led is None or not led.is_scanned or led.term != replica.group.status().term:
+                # What is led has changed since stock was taken.
+                return Turn()
+            turn = await self._copier.turn(replica, led)
             if led.is_over and self._led.get(replica.shard) is led:
                 self._led.pop(replica.shard, None)
-            if led.is_over or not turn.has_more:
-                break
-        return Turn(has_written, turn.has_more)
+            return turn
 
 
 def is_led(replica: Replica) -> bool:
