@@ -9,7 +9,7 @@ the nodes take them: how far the archive is behind at the end and until it has a
 byte. `cold` (with `--tail-keep`): a page of 100 of the oldest messages beside one of the newest. `restore`: the archive becomes a new
 cluster of three nodes. Postgres syncs every commit; of `peak` and `pair` it is worn (`wear`).
 
-    bench/archive.py [peak pair copy cold restore] [--rounds 8] [--seconds 8] [--pairs 2] [--control] [--rate 0] [--nice 0]
+    bench/archive.py [peak pair copy cold restore] [--rounds 8] [--seconds 10] [--pairs 2] [--control] [--rate 0] [--nice 0]
                      [--postgres-dir /dev/shm] [--messages 1000000] [--tail-keep 1000]
 
 Needs Go, which builds the load.
@@ -297,7 +297,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=["peak", "pair", "copy", "cold", "restore", []], help="which (peak, pair, copy)")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each kind in each setting (8)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of one turn (8)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of one turn (10)")
     parser.add_argument("--pairs", type=int, default=2, help="the turns are over so many pairs of new clusters (2)")
     parser.add_argument("--control", action="store_true", help="no archive at all, to see how much two equal clusters differ here")
     parser.add_argument("--nice", type=int, default=0, help="Postgres' niceness, to see what sharing the cores with it costs (0)")
