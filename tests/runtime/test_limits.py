@@ -1,6 +1,7 @@
 """A limit on everything: queues refuse early, and log, WAL, memory and files stay bounded however much goes through."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from context_node.contexts.refusals import Overloaded, Refusal
 from context_node.contexts.requests import Append, PutContext
 from context_node.runtime import upkeep as upkeep_module
 from context_node.runtime.databases import open_beside
-from context_node.runtime.log_store import LogOptions
+from context_node.runtime.log_store import LogOptions, LogStore
 from context_node.runtime.upkeep import UpkeepLimits
 from support.running_nodes import BY_HAND, append, history, life, list_ids, message, run, texts_of
 from support.waiting import until
@@ -303,6 +304,33 @@ def test_what_failed_is_scrubbed_by_the_next_life(tmp_path: Path) -> None:
         assert node.upkeep.is_scrub_due
         await node.upkeep.scrub()
         assert node.upkeep.is_scrubbed
+        await node.stop()
+
+    run(check())
+
+
+def test_a_scrub_by_hand_and_the_one_of_upkeep_do_not_overtake_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that share the shards one would find none left, and scrub the log before the other has truncated it."""
+
+    async def check() -> None:
+        node = await life(tmp_path, shards=4, upkeep=UpkeepLimits(flush_age_s=0.0, scrub_after_s=0.0, interval_s=1e6)).start()
+        needed: list[int] = []
+        log_job = node.engine.log_job
+
+        async def watched(job: Callable[[LogStore], None]) -> None:
+            def work(log: LogStore) -> None:
+                needed.append(sum(log.shard_bytes(replica.shard) for replica in node.replicas))
+                job(log)
+
+            await log_job(work)
+
+        monkeypatch.setattr(node.engine, "log_job", watched)
+        for number in range(5):
+            await asyncio.gather(*(append(node.service, f"c{one}") for one in range(20)))
+            await node.service.purge_context(f"c{number}")
+            await asyncio.gather(node.upkeep.scrub(), node.upkeep.round(), node.upkeep.round())
+            assert not node.upkeep.is_scrub_due
+        assert needed and not any(needed)
         await node.stop()
 
     run(check())

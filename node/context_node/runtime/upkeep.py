@@ -83,6 +83,8 @@ class Upkeep:
         self._purged_at: float | None = None
         self._to_scrub: deque[int] | None = None
         """The shards that are left of the scrub that is under way."""
+        # Held by whoever goes on with it: of two, one would find no shard left and scrub the log before the other has truncated it.
+        self._scrubbing = asyncio.Lock()
         self._at_once = 0
         self._is_complete = True
         self._has_skipped = False
@@ -131,10 +133,8 @@ class Upkeep:
         if (self._is_idle or self._rounds % IDLE_ROUNDS == 0) and (loaded := (progress, self._loaded())) != self._loaded_seen:
             self._loaded_seen = loaded
             self._forget_cold()
-        if self._to_scrub is None and self._purged_at is not None and self._loop.time() - self._purged_at >= self._limits.scrub_after_s:
-            self._begin_scrub()
-        if self._to_scrub is not None:
-            await self._scrub_some(SCRUB_S)
+        if not self._scrubbing.locked():
+            await self._scrub_if_due()
 
     def _progress(self) -> tuple[int, int, int, int]:
         """Changes with everything that rounds look at: how far all replicas are."""
@@ -290,9 +290,17 @@ class Upkeep:
 
     async def scrub(self) -> None:
         """Take the bytes of purged contexts out of every database, log and WAL (SEMANTICS.md, "Life of a context"), all at once."""
-        self._begin_scrub()
-        while self._to_scrub is not None:
-            await self._scrub_some(SCRUB_S)
+        async with self._scrubbing:
+            self._begin_scrub()
+            while self._to_scrub is not None:
+                await self._scrub_some(SCRUB_S)
+
+    async def _scrub_if_due(self) -> None:
+        async with self._scrubbing:
+            if self._to_scrub is None and self._purged_at is not None and self._loop.time() - self._purged_at >= self._limits.scrub_after_s:
+                self._begin_scrub()
+            if self._to_scrub is not None:
+                await self._scrub_some(SCRUB_S)
 
     def _begin_scrub(self) -> None:
         self._purged_at = None
