@@ -13,7 +13,7 @@ from context_node.archive import schema
 from context_node.archive.batches import BatchLimits
 from context_node.archive.errors import ArchiveError, Behind, Fenced
 from context_node.archive.postgres import ROWS_AT_ONCE, Postgres, PostgresOptions
-from context_node.archive.rows import ArchivedContext, ArchivedMessage, fits_jsonb, message_row, told_of
+from context_node.archive.rows import ArchivedContext, ArchivedMessage, fits_jsonb, joined_columns, message_row, told_of
 from support.postgres import PostgresServer
 from support.tcp_proxy import tcp_proxy
 from support.waiting import until
@@ -22,7 +22,9 @@ CLUSTER = "c" * 32
 
 
 def message(seq: int, text: str = "hello", context_id: str = "talk", incarnation: int = 7) -> ArchivedMessage:
-    said = json.dumps({"seq": seq, "role": "user", "parts": [{"type": "text", "text": text}], "metadata": {}, "token_count": 3})
+    said = json.dumps(
+        {"seq": seq, "role": "user", "parts": [{"type": "text", "text": text}], "metadata": {}, "token_count": 3}, ensure_ascii=False
+    )
     raw = (said[:-1] + ',"inserted_at":"2030-01-01T00:00:00.123Z"}').encode()
     return message_row(context_id, incarnation, seq, raw, b"info %d" % seq, told_of(raw), None)
 
@@ -150,6 +152,56 @@ def test_what_was_taken_for_new_and_is_there_is_left_as_it_is(dsn: str, monkeypa
         assert [row[0] for row in await read(postgres, "talk", 7, 1, 10)] == list(range(1, 8))
 
     run(dsn, check)
+
+
+def test_a_batch_in_one_statement_writes_what_step_by_step_does(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two ways bring the same rows, in every column: several contexts, of which one has no new messages, and texts of every kind."""
+    texts = ["", "a", "a\\x1eb", "\x1e", "{1,2}", "\x00", "\\u0000", "NULL", "null", "ümlaut \U0001f642", "'; --", "x" * 5_000, "\n\t"]
+
+    async def check(postgres: Postgres) -> None:
+        for way in ("steps", "batch"):
+            await postgres.write(0, 1, [message(1, context_id=f"{way}-a")], [mark(f"{way}-a", 7, 1)])
+            with monkeypatch.context() as patched:
+                if way == "steps":
+                    patched.setattr(postgres, "_likely_new", {})
+                ways = watched(postgres, patched)
+                said = [message(seq, text, f"{way}-a") for seq, text in enumerate(texts, 2)]
+                said += [message(seq, "b", f"{way}-c") for seq in (1, 2)]
+                marks = [mark(f"{way}-a", 7, len(texts) + 1), mark(f"{way}-b", 7, 0), mark(f"{way}-c", 7, 2)]
+                await postgres.write(0, 1, said, marks)
+                assert ways == (["batch"] if way == "batch" else ["any"])
+        columns = "incarnation, seq, role, token_count, inserted_at, body::text, raw, node_data"
+        asked = f"SELECT substr(context_id, 7), {columns} FROM contextstore.messages WHERE context_id LIKE '%s-%%' ORDER BY 1, 2, 3"
+        steps, batch = [await query(dsn, asked % way) for way in ("steps", "batch")]
+        assert batch == steps and len(batch) == len(texts) + 3
+        assert {row[5].isoformat() for row in batch} == {"2030-01-01T00:00:00.123000+00:00"}
+        assert sum(row[6] is None for row in batch) == 1
+
+    run(dsn, check)
+
+
+def test_a_batch_that_is_not_in_order_is_not_joined() -> None:
+    """It goes step by step then, each row as it is."""
+    first, second = [message(seq) for seq in (1, 2, 3)], [message(seq, context_id="other") for seq in (5, 6)]
+    marks = [mark("talk", 7, 3), mark("other", 7, 6)]
+    assert (joined := joined_columns(first + second, marks)) is not None
+    assert joined[0] == [0, 4] and joined[1][0].split("\x1e") == [one.raw.decode() for one in first] and joined[-1] == [None, None]
+    separator = msgspec.structs.replace(first[1], raw=b'"\x1e"')
+    role = msgspec.structs.replace(first[1], told=msgspec.structs.replace(first[1].told, role="a\x1eb"))
+    for messages, contexts in (
+        (second + first, marks),
+        (first + second, marks[::-1]),
+        (first + second, marks[:1]),
+        (first[::2] + second, marks),
+        ([first[0], first[0], first[2], *second], marks),
+        (first[:2] + second, marks),
+        (first, []),
+        ([first[0], separator, first[2], *second], marks),
+        ([first[0], role, first[2], *second], marks),
+        ([*first, message(4)], [mark("talk", 7, 3)]),
+        (first, [mark("talk", 8, 3)]),
+    ):
+        assert joined_columns(messages, contexts) is None
 
 
 def test_what_jsonb_cannot_hold_is_kept_as_text(dsn: str) -> None:

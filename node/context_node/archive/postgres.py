@@ -18,7 +18,15 @@ import msgspec
 
 from context_node.archive import schema as sql
 from context_node.archive.errors import ArchiveError, Behind, Fenced
-from context_node.archive.rows import ArchivedContext, ArchivedMessage, context_columns, held_columns, message_columns, message_data
+from context_node.archive.rows import (
+    ArchivedContext,
+    ArchivedMessage,
+    context_columns,
+    held_columns,
+    joined_columns,
+    message_columns,
+    message_data,
+)
 from context_node.archive.uris import HOW, usable
 from context_node.contexts.commands import Restored
 
@@ -161,9 +169,11 @@ class Postgres:
     async def _add(
         self, shard: int, term: int, raised_by: str, messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]
     ) -> bool:
-        """Write a batch of which nothing is there, in one statement. False, and nothing was written, if rows are there after all, or
-        another transaction raised the fence meanwhile."""
-        columns = (shard, term, raised_by, *held_columns(contexts), *message_columns(messages), *context_columns(contexts, shard))
+        """Write a batch of which nothing is there, in one statement. False, and nothing was written, if it is not in order, rows are there
+        after all, or another transaction raised the fence meanwhile."""
+        if (joined := joined_columns(messages, contexts)) is None:
+            return False
+        columns = (shard, term, raised_by, *held_columns(contexts), *joined, *context_columns(contexts, shard)[2:])
         with told_as_archive_error():
             async with self._connection() as connection:
                 try:
