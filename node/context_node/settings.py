@@ -295,12 +295,12 @@ class Settings:
         reason="schema of the archive's tables, made if missing; a cluster needs one of its own",
     )
     archive_flush_s: float = setting(
-        2.0, group=ARCHIVE, unit="s", low=0.01, high=3600,
+        3.0, group=ARCHIVE, unit="s", low=0.01, high=3600,
         reason="how long messages wait to be copied together; shorter: less to lose with the cluster, more transactions that writers feel",
     )
     archive_batch_messages: int = setting(
         1_000, group=ARCHIVE, unit="messages", low=1, high=10_000,
-        reason="most messages of one transaction; they are encoded in one go, some 4 µs each, while others wait",
+        reason="most messages of one transaction; they are encoded in one go, some 2 µs each, while others wait",
     )
     archive_lag_warn_bytes: int = setting(
         GIB, group=ARCHIVE, unit="bytes", low=MIB, high=1024 * GIB,

@@ -1,22 +1,31 @@
 """The archiver by itself: what no list of errors foresees is waited out as well."""
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
-from context_node.archive.archiver import Archiver, ArchiverOptions
+import pytest
+
+from context_node.archive import archiver as archiving
+from context_node.archive.archiver import BATCHES_AT_ONCE, Archiver, ArchiverOptions
+from context_node.archive.copying import Turn
+from context_node.archive.errors import ArchiveError
 from context_node.archive.rows import ArchivedContext, ArchivedMessage
 from context_node.runtime.shards import ShardDirectory
+from support.waiting import until
 
 
 class Moody:
-    """An archive that fails twice in a way that nobody thought of."""
+    """An archive that fails so often in a way that nobody thought of."""
 
-    def __init__(self) -> None:
+    def __init__(self, failures: int = 2) -> None:
+        self.failures = failures
         self.opened = 0
         self.is_closed = False
 
     async def open(self, _cluster_id: str) -> str:
         self.opened += 1
-        if self.opened <= 2:
+        if self.opened <= self.failures:
             raise ZeroDivisionError("secret contents")
         return "a" * 32
 
@@ -53,5 +62,86 @@ def test_an_unexpected_error_makes_the_archive_late_and_nothing_else() -> None:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         assert archive.is_closed
+
+    asyncio.run(check())
+
+
+class Waiting:
+    """A copier for which so many batches of each shard wait, all of the same size."""
+
+    def __init__(self, batches: dict[int, int]) -> None:
+        self.turns: list[int] = []
+        self._batches = batches
+
+    async def turn(self, replica: Any, _led: Any) -> Turn:
+        self.turns.append(replica.shard)
+        self._batches[replica.shard] -= 1
+        return Turn(has_written=True, has_more=self._batches[replica.shard] > 0)
+
+
+def led_replica(shard: int) -> Any:
+    return SimpleNamespace(
+        shard=shard,
+        failure=None,
+        group=SimpleNamespace(is_leader=True, status=lambda: SimpleNamespace(term=1)),
+        machine=SimpleNamespace(contexts={}),
+        store=SimpleNamespace(list_contexts=lambda **_asked: []),
+    )
+
+
+@pytest.mark.parametrize("waiting", [BATCHES_AT_ONCE, BATCHES_AT_ONCE + 2])
+def test_a_shard_with_more_goes_on_by_itself_and_hurries_the_others_only_if_it_is_far_behind(
+    monkeypatch: pytest.MonkeyPatch, waiting: int
+) -> None:
+    monkeypatch.setattr(archiving, "SPREAD_MAX_S", 0.05)
+
+    async def check() -> None:
+        batches = {0: 1, 1: waiting, 2: 1}
+        shards, copier = ShardDirectory(3), Waiting(batches)
+        shards.open({shard: led_replica(shard) for shard in batches})
+        # A second round by the clock would not come.
+        options = ArchiverOptions(flush_s=3600)
+        archiver = Archiver(shards, Moody(failures=0), options, cluster_id=lambda: "c" * 32, now_ms=lambda: 0, jitter=lambda: 0.0)
+        archiver._copier = copier  # type: ignore[assignment]
+        running = asyncio.create_task(archiver.run())
+        async with asyncio.timeout(30):
+            while batches[1] > 0 or len(copier.turns) < waiting + 2:
+                assert not running.done()
+                await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        first = copier.turns[: BATCHES_AT_ONCE + 2]
+        assert [first.count(shard) for shard in (0, 1, 2)] == [1, BATCHES_AT_ONCE, 1]
+        assert copier.turns.count(1) == waiting
+
+    asyncio.run(check())
+
+
+def test_a_turn_that_fails_behind_a_good_batch_makes_its_shard_late_and_nothing_else() -> None:
+    """What it wrote counts: the connection is good, and the others' turns go on."""
+
+    class Failing(Waiting):
+        has_failed = False
+
+        async def turn(self, replica: Any, led: Any) -> Turn:
+            if replica.shard == 1 and self.turns.count(1) == 1 and not self.has_failed:
+                self.has_failed = True
+                raise ArchiveError("disk_full", "no space")
+            return await super().turn(replica, led)
+
+    async def check() -> None:
+        batches = {0: 1, 1: 3}
+        shards, copier, archive = ShardDirectory(2), Failing(batches), Moody(failures=0)
+        shards.open({shard: led_replica(shard) for shard in batches})
+        options = ArchiverOptions(flush_s=0.01)
+        archiver = Archiver(shards, archive, options, cluster_id=lambda: "c" * 32, now_ms=lambda: 0, jitter=lambda: 0.0)
+        archiver._copier = copier  # type: ignore[assignment]
+        running = asyncio.create_task(archiver.run())
+        await until(lambda: archiver.counters.cause == "disk_full", "the failure to be told")
+        assert archiver.counters.failures == {"disk_full": 1} and 1 in archiver._late
+        await until(lambda: batches[1] <= 0 and not archiver._late, "the shard to be copied after all")
+        assert archiver.counters.is_healthy and archive.opened == 1
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
     asyncio.run(check())

@@ -29,8 +29,12 @@ SCANNED_AT_ONCE = 200
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 60.0
 
-SPREAD, SPREAD_MAX_S = 0.8, 2.0
+SPREAD, SPREAD_MAX_S = 0.8, 3.0
 """The turns of a round begin over this share of the flush interval, or of so many seconds."""
+
+BATCHES_AT_ONCE = 4
+"""So many batches a shard goes on for by itself if it has more. Only with still more behind them the node comes again at once, to all its
+shards and without spreading their turns."""
 
 SHARDS_OWN = frozenset({"differs", "fenced"})
 """Troubles with one shard's rows: whatever the others do, neither another connection nor waiting of the whole node helps."""
@@ -50,7 +54,7 @@ class ArchiverOptions:
     """Every `flush_s` what has come is copied; `shards_at_once` write beside each other. With more than `lag_warn_bytes` waiting the
     archive counts as late, however well Postgres answers."""
 
-    flush_s: float = 2.0
+    flush_s: float = 3.0
     limits: BatchLimits = field(default_factory=BatchLimits)
     lag_warn_bytes: int = 1 << 30
     shards_at_once: int = 4
@@ -190,10 +194,10 @@ class Archiver:
             await asyncio.wait(self._turns.values(), timeout=self._options.flush_s)
         done = {shard: self._turns.pop(shard) for shard, task in list(self._turns.items()) if task.done()}
         # Cancelled by the end of what it waited for: its shard is closing.
-        ended = {shard: task for shard, task in done.items() if not task.cancelled()}
-        errors = {shard: error for shard, task in ended.items() if (error := task.exception()) is not None}
-        results = {shard: task.result() for shard, task in ended.items() if shard not in errors}
-        has_written = any(result.has_written for result in results.values())
+        ended = {shard: task.result() for shard, task in done.items() if not task.cancelled()}
+        errors = {shard: turn.error for shard, turn in ended.items() if turn.error is not None}
+        results = {shard: turn for shard, turn in ended.items() if shard not in errors}
+        has_written = any(turn.has_written for turn in ended.values())
         shared = [error for error in errors.values() if not (isinstance(error, ArchiveError) and error.cause in SHARDS_OWN)]
         if shared and not has_written:
             raise shared[0]
@@ -224,7 +228,7 @@ class Archiver:
         self._backoff_s = BACKOFF_MIN_S
         self._ping_at = self._loop.time() + PING_S
 
-    def _note_late(self, errors: dict[int, BaseException], results: dict[int, Turn]) -> None:
+    def _note_late(self, errors: dict[int, Exception], results: dict[int, Turn]) -> None:
         for shard in results:
             self._late.pop(shard, None)
         for shard, error in errors.items():
@@ -284,6 +288,19 @@ class Archiver:
 
     async def _turn(self, replica: Replica, after_s: float) -> Turn:
         await asyncio.sleep(after_s)
+        has_written = has_more = False
+        for _ in range(BATCHES_AT_ONCE):
+            try:
+                turn = await self._batch(replica)
+            except Exception as error:
+                return Turn(has_written, error=error)
+            has_written, has_more = has_written or turn.has_written, turn.has_more
+            # What is led anew is looked through first.
+            if not has_more or replica.shard not in self._led:
+                break
+        return Turn(has_written, has_more)
+
+    async def _batch(self, replica: Replica) -> Turn:
         async with self._free:
             led = self._led.get(replica.shard)
             if led is None or not led.is_scanned or led.term != replica.group.status().term:

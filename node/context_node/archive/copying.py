@@ -59,10 +59,11 @@ class ArchiveCounters:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How a shard's turn went: whether the archive took something, and whether there is more."""
+    """How a shard's turn went: whether the archive took something, whether there is more, and what went wrong then."""
 
     has_written: bool = False
     has_more: bool = False
+    error: Exception | None = None
 
 
 @dataclass(slots=True)
