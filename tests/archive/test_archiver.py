@@ -130,7 +130,8 @@ def test_a_turn_that_fails_behind_a_good_batch_makes_its_shard_late_and_nothing_
             return await super().turn(replica, led)
 
     async def check() -> None:
-        batches = {0: 1, 1: 3}
+        # No other shard has anything: that the archive was reached is known by what this one wrote.
+        batches = {1: 3}
         shards, copier, archive = ShardDirectory(2), Failing(batches), Moody(failures=0)
         shards.open({shard: led_replica(shard) for shard in batches})
         options = ArchiverOptions(flush_s=0.01)

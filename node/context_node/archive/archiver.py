@@ -54,7 +54,7 @@ class ArchiverOptions:
     """Every `flush_s` what has come is copied; `shards_at_once` write beside each other. With more than `lag_warn_bytes` waiting the
     archive counts as late, however well Postgres answers."""
 
-    flush_s: float = 3.0
+    flush_s: float = 2.0
     limits: BatchLimits = field(default_factory=BatchLimits)
     lag_warn_bytes: int = 1 << 30
     shards_at_once: int = 4
@@ -62,7 +62,8 @@ class ArchiverOptions:
 
 @dataclass(slots=True)
 class _Late:
-    """A shard whose turn failed though others' went well: when it is tried again, by the loop's clock, and how long it waited for that."""
+    """A shard whose turn failed though others' went well, or its own batches before: when it is tried again, by the loop's clock, and how
+    long it waits for that."""
 
     again_at: float
     waited_s: float
@@ -180,8 +181,8 @@ class Archiver:
         self._turns.clear()
 
     async def _round(self) -> bool:
-        """A turn of every shard that is led here and is not in one still; whether to come again at once. Raises what the turns raised, if
-        not one that reached the archive went well and it is no trouble of a shard's own."""
+        """A turn of every shard that is led here and is not in one still; whether to come again at once. Raises what went wrong in a turn,
+        if nothing reached the archive in any of them and it is no trouble of a shard's own."""
         led = await self._take_stock()
         if (left_s := self._retry_at - self._loop.time()) > 0:
             await asyncio.sleep(min(left_s, STOCK_S))
@@ -195,19 +196,18 @@ class Archiver:
         done = {shard: self._turns.pop(shard) for shard, task in list(self._turns.items()) if task.done()}
         # Cancelled by the end of what it waited for: its shard is closing.
         ended = {shard: task.result() for shard, task in done.items() if not task.cancelled()}
-        errors = {shard: turn.error for shard, turn in ended.items() if turn.error is not None}
-        results = {shard: turn for shard, turn in ended.items() if shard not in errors}
         has_written = any(turn.has_written for turn in ended.values())
-        shared = [error for error in errors.values() if not (isinstance(error, ArchiveError) and error.cause in SHARDS_OWN)]
+        errors = [turn.error for turn in ended.values() if turn.error is not None]
+        shared = [error for error in errors if not (isinstance(error, ArchiveError) and error.cause in SHARDS_OWN)]
         if shared and not has_written:
             raise shared[0]
         await self._look_after_connection(has_written)
-        self._note_late(errors, results)
+        self._note_late(ended)
         if not self._late:
             if not self.counters.is_healthy:
                 logger.info("the archive is connected")
             self.counters.is_healthy, self.counters.cause, self.counters.reason = True, "", ""
-        return any(result.has_more for result in results.values())
+        return any(turn.has_more for turn in ended.values())
 
     def _begin_turns(self, led: dict[int, Replica]) -> None:
         for shard in self._late.keys() - led.keys():
@@ -228,13 +228,15 @@ class Archiver:
         self._backoff_s = BACKOFF_MIN_S
         self._ping_at = self._loop.time() + PING_S
 
-    def _note_late(self, errors: dict[int, Exception], results: dict[int, Turn]) -> None:
-        for shard in results:
-            self._late.pop(shard, None)
-        for shard, error in errors.items():
-            self._count(told(error))
+    def _note_late(self, turns: dict[int, Turn]) -> None:
+        for shard, turn in turns.items():
+            if turn.error is None:
+                self._late.pop(shard, None)
+                continue
+            self._count(told(turn.error))
             before = self._late.get(shard)
-            wait_s = BACKOFF_MIN_S if before is None else min(2 * before.waited_s, BACKOFF_MAX_S)
+            # One that gets on, if only a little, does not wait longer and longer.
+            wait_s = BACKOFF_MIN_S if before is None or turn.has_written else min(2 * before.waited_s, BACKOFF_MAX_S)
             self._late[shard] = _Late(self._loop.time() + wait_s * (0.5 + self._jitter() / 2), wait_s)
 
     async def _take_stock(self) -> dict[int, Replica]:

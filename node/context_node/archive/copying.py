@@ -1,4 +1,4 @@
-"""A shard's turn at the archive: one batch, its marks, and what was purged.
+"""What a shard brings to the archive at a time: one batch, its marks, and what was purged.
 
 Knows the archive's calls and the shard's log. Does not know when turns come, nor SQL. Invariants: nothing is marked before Postgres has
 committed it; what the archive has by its own account is asked with every batch, so that marks that say more trim nothing (H6).
@@ -59,7 +59,7 @@ class ArchiveCounters:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How a shard's turn went: whether the archive took something, whether there is more, and what went wrong then."""
+    """How a shard's turn went, or a batch of it: whether the archive took something, whether there is more, and what went wrong then."""
 
     has_written: bool = False
     has_more: bool = False

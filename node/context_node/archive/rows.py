@@ -107,8 +107,8 @@ def message_columns(messages: Sequence[ArchivedMessage]) -> tuple[list[Any], ...
 
 def joined_columns(messages: Sequence[ArchivedMessage], contexts: Sequence[ArchivedContext]) -> tuple[list[Any], ...] | None:
     """In the order that `schema.ADD_BATCH` takes: for each context the seq before its first message, and what its messages have in each
-    column as one text; last an array, as Postgres writes it, of the places from 1 of those that jsonb cannot hold. None for messages that
-    are not in the order of the contexts, each context's without a gap up to its mark, or hold what goes between two values."""
+    column as one text; last a byte for each, 1 if jsonb cannot hold it, or None if it can hold all. None for messages that are not in the
+    order of the contexts, each context's without a gap up to its mark, or of which a text does not tell one value from the next."""
     columns: tuple[list[Any], ...] = ([], [], [], [], [], [], [])
     befores, raws, roles, tokens, times, data, unfit = columns
     at = 0
@@ -120,7 +120,7 @@ def joined_columns(messages: Sequence[ArchivedMessage], contexts: Sequence[Archi
         raw = b"\x1e".join([one.raw for one in part])
         told = [one.told for one in part]
         role = _BETWEEN.join([one.role for one in told])
-        if part and not raw.count(b"\x1e") == role.count(_BETWEEN) == len(part) - 1:
+        if part and not (role and raw.count(b"\x1e") == role.count(_BETWEEN) == len(part) - 1):
             return None
         befores.append(context.seq - len(part))
         raws.append(raw.decode())
@@ -128,22 +128,18 @@ def joined_columns(messages: Sequence[ArchivedMessage], contexts: Sequence[Archi
         tokens.append(_BETWEEN.join([str(one.token_count) for one in told]))
         times.append(_BETWEEN.join([str((one.inserted_at - _EPOCH) // _MICROSECOND) for one in told]))
         data.append(_BETWEEN.join([one.node_data.hex() for one in part]))
-        unfit.append(None if fits_jsonb(raw) else _places_of([not fits_jsonb(one.raw) for one in part]))
+        unfit.append(None if fits_jsonb(raw) else bytes([not fits_jsonb(one.raw) for one in part]))
     return columns if at == len(messages) else None
-
-
-def _places_of(flags: Sequence[bool]) -> str:
-    return "{" + ",".join([str(place) for place, flag in enumerate(flags, 1) if flag]) + "}"
 
 
 def _next_of(context: ArchivedContext, messages: Sequence[ArchivedMessage], at: int) -> Sequence[ArchivedMessage] | None:
     """The messages from `at` on that lead without a gap to a context's mark; empty if the next one is another's."""
-    if at == len(messages) or (messages[at].context_id, messages[at].incarnation) != (context.context_id, context.incarnation):
+    if at == len(messages) or messages[at].context_id != context.context_id:
         return ()
     part = messages[at : at + context.seq + 1 - messages[at].seq]
-    if not part or part[-1].context_id != context.context_id:
-        return None
-    return part if [one.seq for one in part] == list(range(part[0].seq, context.seq + 1)) else None
+    is_whole = part and [one.seq for one in part] == list(range(part[0].seq, context.seq + 1))
+    is_own = {one.context_id for one in part} == {context.context_id} and {one.incarnation for one in part} == {context.incarnation}
+    return part if is_whole and is_own else None
 
 
 def held_columns(contexts: Sequence[ArchivedContext]) -> tuple[list[str], list[int], list[int]]:
