@@ -114,7 +114,7 @@ behind: setup ## Let a node miss 500,000 messages and catch up by snapshots whil
 archive-chaos: setup ## Kill the node that archives most, 50 times under load, while a checker looks for holes in Postgres (ARGS="--kills 50"; 5 min)
 	$(BIN)/python bench/archive_chaos.py $(ARGS)
 
-bench-archive: setup ## Measure three nodes with an archive beside none, a million messages copied and compared (needs Go; 30 min)
+bench-archive: setup ## Measure three nodes with an archive beside none, a million messages copied and compared (needs Go; 40 min)
 	$(BIN)/python bench/archive.py $(ARGS)
 
 SEEDS ?= 150

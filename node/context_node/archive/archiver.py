@@ -29,7 +29,7 @@ SCANNED_AT_ONCE = 200
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 60.0
 
-SPREAD, SPREAD_MAX_S = 0.8, 3.0
+SPREAD, SPREAD_MAX_S = 0.8, 2.0
 """The turns of a round begin over this share of the flush interval, or of so many seconds."""
 
 BATCHES_AT_ONCE = 4

@@ -15,7 +15,7 @@ from context_node.contexts.context import Context, IdRow
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_BETWEEN = "\x1e"
+_BETWEEN, _BETWEEN_RAW = "\x1e", b"\x1e"
 """Between the values of a joined column: no JSON text holds it unescaped (RFC 8259, section 7), nor does a role."""
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -117,10 +117,10 @@ def joined_columns(messages: Sequence[ArchivedMessage], contexts: Sequence[Archi
         if part is None:
             return None
         at += len(part)
-        raw = b"\x1e".join([one.raw for one in part])
+        raw = _BETWEEN_RAW.join([one.raw for one in part])
         told = [one.told for one in part]
         role = _BETWEEN.join([one.role for one in told])
-        if part and not (role and raw.count(b"\x1e") == role.count(_BETWEEN) == len(part) - 1):
+        if part and not (role and raw.count(_BETWEEN_RAW) == role.count(_BETWEEN) == len(part) - 1):
             return None
         befores.append(context.seq - len(part))
         raws.append(raw.decode())
