@@ -165,3 +165,41 @@ def test_h6_where_trimmed_messages_were_lost_nothing_more_is_trimmed_and_others_
 
     run(check())
     assert "lost messages of talk behind seq 3 that were trimmed" in caplog.text
+
+
+def test_what_was_lost_is_archived_once_it_is_brought_back_and_the_next_of_a_purged_id_at_once(dsn: str, tmp_path: Path) -> None:
+    late_ms = [0]
+
+    async def check() -> None:
+        async with archived_node(tmp_path, dsn, tail_keep=5, clock=lambda: 1_900_000_000_000 + late_ms[0]) as node:
+            names = ("talk", "other")
+            for name in names:
+                await fill(node, name)
+            await rows(dsn, "CREATE TABLE backup AS SELECT * FROM contextstore.messages")
+            await rows(dsn, "DELETE FROM contextstore.messages WHERE seq > 3")
+            await rows(dsn, "UPDATE contextstore.contexts SET archived_seq = 3")
+            for name in names:
+                await append(node.service, name, "one more")
+            await until(lambda: node.archiver.health().cause == "hole", "the loss to be told")
+            assert not node.archiver.health().is_healthy
+            assert "2 contexts" in node.archiver.health().reason or node.archiver.counters.failures["hole"] < 2
+            await node.service.purge_context("other")
+            await append(node.service, "other", "another life")
+            shards = node.life.node.shards
+
+            def archived_seq(name: str) -> int:
+                context = shards.replica_of(name).context(name)
+                return 0 if context is None else context.head.archived_seq
+
+            await until(lambda: archived_seq("other") == 1, "the other life to be archived")
+            assert node.archiver.health().cause == "hole", "of the first nothing is there yet"
+            await rows(dsn, "INSERT INTO contextstore.messages SELECT * FROM backup WHERE context_id = 'talk' AND seq > 3")
+            await rows(dsn, f"UPDATE contextstore.contexts SET archived_seq = {COUNT} WHERE context_id = 'talk'")
+            late_ms[0] = 60_000
+            await append(node.service, "another", "to have something to do")
+            await until(lambda: archived_seq("talk") == COUNT + 1, "what was brought back to go on")
+            await until(lambda: node.archiver.health().is_healthy, "all to be well")
+            assert await archived_seqs(dsn) == list(range(1, COUNT + 2))
+            assert await whole_history(node) == COUNT + 1
+
+    run(check())

@@ -12,7 +12,7 @@ import pytest
 from context_node.archive import schema
 from context_node.archive.batches import BatchLimits
 from context_node.archive.errors import ArchiveError, Behind, Fenced
-from context_node.archive.postgres import ROWS_AT_ONCE, Postgres, PostgresOptions
+from context_node.archive.postgres import ROWS_AT_ONCE, Postgres, PostgresOptions, told_as_archive_error
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, fits_jsonb, joined_columns, message_row, told_of
 from support.postgres import PostgresServer
 from support.tcp_proxy import tcp_proxy
@@ -426,6 +426,43 @@ def test_each_trouble_has_a_cause_and_no_message_holds_the_password(dsn: str) ->
             await read(postgres, "talk", 7, 1, 1)
 
     run(dsn, check)
+
+
+@pytest.mark.parametrize(
+    ("ended", "cause", "words"),
+    [("pg_terminate_backend", "unreachable", "terminating connection"), ("pg_cancel_backend", "timeout", "canceling statement")],
+)
+def test_a_statement_that_the_server_ends_has_its_cause_in_postgres_own_words(dsn: str, ended: str, cause: str, words: str) -> None:
+    async def check(postgres: Postgres) -> None:
+        locker = await asyncpg.connect(dsn)
+        try:
+            async with locker.transaction():
+                await locker.execute("LOCK TABLE contextstore.contexts IN ACCESS EXCLUSIVE MODE")
+                waiting = asyncio.create_task(postgres.write(0, 1, [message(1)], [mark("talk", 7, 1)]))
+                await until_told(dsn, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'", [(1,)])
+                await query(dsn, f"SELECT {ended}(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                with pytest.raises(ArchiveError, match=words) as refusal:
+                    await waiting
+                assert refusal.value.cause == cause
+        finally:
+            await locker.close()
+        await postgres.write(0, 1, [message(1)], [mark("talk", 7, 1)])
+
+    run(dsn, check)
+
+
+def test_what_ends_in_asyncpg_itself_counts_as_no_connection() -> None:
+    with pytest.raises(ArchiveError) as refusal, told_as_archive_error():
+        raise asyncpg.InternalClientError("got result for unknown protocol state 3")
+    assert refusal.value.cause == "unreachable"
+
+
+def test_a_file_of_the_uri_that_is_missing_is_told_as_such(dsn: str) -> None:
+    async def check() -> None:
+        with pytest.raises(ArchiveError, match="a file that its URI names"):
+            await archive(dsn.replace("sslmode=disable", "sslmode=verify-full&sslrootcert=/no/such/file")).open(CLUSTER)
+
+    asyncio.run(check())
 
 
 def test_a_server_that_does_not_answer_is_given_up_in_time(server: PostgresServer, dsn: str) -> None:

@@ -39,6 +39,9 @@ shards and without spreading their turns."""
 SHARDS_OWN = frozenset({"differs", "fenced"})
 """Troubles with one shard's rows: whatever the others do, neither another connection nor waiting of the whole node helps."""
 
+TOLD_MAX = 100
+"""So many different troubles are remembered as told."""
+
 STOCK_S = 1.0
 """How often it is seen what waits while Postgres is not to be asked yet."""
 
@@ -94,6 +97,8 @@ class Archiver:
         self._copier = Copier(archive, self.counters, options.limits, now_ms)
         self._is_open = False
         self._has_more = False
+        self._told: set[str] = set()
+        """What the log said since all was well: once is enough, also where shards have different troubles."""
         self._backoff_s = BACKOFF_MIN_S
         self._retry_at = self._ping_at = 0.0
 
@@ -103,7 +108,7 @@ class Archiver:
         if led is None:
             return
         if event.kind == "purged":
-            led.behind.drop(event.context_id)
+            led.purged(event.context_id)
         else:
             led.behind.came(event.context_id, event.bodies)
 
@@ -137,6 +142,9 @@ class Archiver:
         if not cause and counters.is_late:
             cause = "late"
             reason = f"Messages come faster than Postgres takes them: more than {self._options.lag_warn_bytes} bytes wait."
+        if not cause and (lost := sum(len(led.lost) for led in self._led.values())):
+            cause = "hole"
+            reason = f"The archive lost trimmed messages of {lost} contexts, which the log names: bring them back."
         return ArchiveView(not cause, counters.is_late, cause, reason, self.lag_messages, self.lag_bytes, round(self.lag_s, 3))
 
     # --- the loop -------------------------------------------------------------------------------------------------------
@@ -170,7 +178,10 @@ class Archiver:
     def _count(self, error: ArchiveError) -> None:
         counters = self.counters
         counters.failures[error.cause] = counters.failures.get(error.cause, 0) + 1
-        if counters.is_healthy or counters.reason != str(error):
+        if str(error) not in self._told:
+            if len(self._told) >= TOLD_MAX:
+                self._told.clear()
+            self._told.add(str(error))
             logger.warning("the archive is late: %s", error)
         counters.is_healthy, counters.cause, counters.reason = False, error.cause, str(error)
 
@@ -206,6 +217,7 @@ class Archiver:
         if not self._late:
             if not self.counters.is_healthy:
                 logger.info("the archive is connected")
+            self._told.clear()
             self.counters.is_healthy, self.counters.cause, self.counters.reason = True, "", ""
         return any(turn.has_more for turn in ended.values())
 

@@ -24,6 +24,9 @@ from context_node.runtime.shards import SYSTEM_SHARD, accepted
 
 logger = logging.getLogger("contextstore.archive")
 
+LOST_AGAIN_MS = 60_000
+"""After so long the archive is asked again for a context whose messages it had lost: somebody may have brought them back."""
+
 FENCED_MAX = 5
 """A leader that is fenced off so often in one term is not about to learn of its successor: it has none."""
 
@@ -69,14 +72,20 @@ class Turn:
 @dataclass(slots=True)
 class Led:
     """A shard that this node leads: the term, and what waits to be archived. `again`: contexts of which the archive lost a part that is hot
-    still, by up to where it has them; `lost`: those of which it lost what is nowhere else."""
+    still, by up to where it has them; `lost`: those of which it lost what is nowhere else, by when that was found (ms)."""
 
     term: int
     behind: Backlog
     is_scanned: bool = False
     is_over: bool = False
     again: dict[str, int] = field(default_factory=dict)
-    lost: set[str] = field(default_factory=set)
+    lost: dict[str, int] = field(default_factory=dict)
+
+    def purged(self, context_id: str) -> None:
+        """Nothing of a context is to be archived any more, and what its archive lost is no matter; the next of its id is another one."""
+        self.behind.drop(context_id)
+        self.again.pop(context_id, None)
+        self.lost.pop(context_id, None)
 
 
 class Copier:
@@ -133,14 +142,16 @@ class Copier:
             raise ArchiveError("other_archive", f"shard {replica.shard}: {refusal.message}") from refusal
 
     async def _copy(self, replica: Replica, led: Led) -> Turn:
-        waiting = [context_id for context_id in led.behind if context_id not in led.lost]
+        now = self._now_ms()
+        # Also if the clock was set back.
+        waiting = [context_id for context_id in led.behind if abs(now - led.lost.get(context_id, -LOST_AGAIN_MS)) >= LOST_AGAIN_MS]
         batch = await next_batch(replica, waiting, self._limits, led.again, led.behind.drop)
         if not batch.marks:
             return Turn()
         try:
             await self._archive.write(replica.shard, led.term, batch.messages, batch.contexts)
         except Behind as error:
-            self._note_behind(replica, led, error)
+            self._note_behind(replica, led, error, batch.contexts)
             return Turn(has_written=True, has_more=True)
         # Only now: what Postgres has not committed is not confirmed, and what is not confirmed is not trimmed (H6).
         accepted(await replica.propose(NoteArchived(self._now_ms(), tuple(batch.marks))))
@@ -149,23 +160,28 @@ class Copier:
         self.counters.bytes += batch.bytes
         self.counters.trimmed += batch.trimmed
         for mark in batch.marks:
+            if led.lost.pop(mark.context_id, None) is not None:
+                logger.info("the archive has the messages of %s again", mark.context_id)
             context = replica.context(mark.context_id)
             led.behind.copied(replica, context, mark.context_id, batch.sizes[mark.context_id])
             if mark.context_id in led.again:
                 self._go_on_again(replica, led, context, mark)
         return Turn(has_written=True, has_more=batch.is_full(self._limits))
 
-    def _note_behind(self, replica: Replica, led: Led, error: Behind) -> None:
+    def _note_behind(self, replica: Replica, led: Led, error: Behind, told: list[ArchivedContext]) -> None:
         """The archive has less than it had confirmed. What is hot still is copied again; of the rest nothing more is copied nor trimmed."""
         self.counters.failures[error.cause] = self.counters.failures.get(error.cause, 0) + 1
         logger.error("%s", error)
+        incarnations = {one.context_id: one.incarnation for one in told}
         for context_id, held in error.held.items():
+            led.again.pop(context_id, None)
             context = replica.context(context_id)
-            if context is not None and held >= context.head.trimmed_seq:
+            if context is None or context.head.incarnation != incarnations[context_id]:
+                continue  # purged meanwhile, so that nothing of it is missed
+            if held >= context.head.trimmed_seq:
                 led.again[context_id] = held
             else:
-                led.again.pop(context_id, None)
-                led.lost.add(context_id)
+                led.lost[context_id] = self._now_ms()
                 logger.error("the archive lost messages of %s behind seq %d that were trimmed; bring them back", context_id, held)
 
     def _go_on_again(self, replica: Replica, led: Led, context: Context | None, mark: Archived) -> None:

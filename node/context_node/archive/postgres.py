@@ -9,7 +9,7 @@ import asyncio
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -259,7 +259,9 @@ class Postgres:
             try:
                 yield connection
             except BaseException:
-                connection.terminate()
+                # One that has ended is with the pool again and says so, which is not what went wrong.
+                with suppress(asyncpg.InterfaceError):
+                    connection.terminate()
                 raise
 
 
@@ -294,13 +296,19 @@ class told_as_archive_error:
             raise ArchiveError(cause_of(error.sqlstate or ""), f"Postgres: {error.args[0] if error.args else 'no reason given'}") from error
         if isinstance(error, TimeoutError):
             raise ArchiveError("timeout", "Postgres did not answer in time") from error
-        if isinstance(error, ssl.SSLError | OSError | asyncpg.InterfaceError):
+        if isinstance(error, FileNotFoundError | PermissionError):
+            # Neither the system nor ssl says which.
+            files = "sslrootcert, sslcert, sslkey, sslcrl or a socket"
+            raise ArchiveError("unreachable", f"Postgres cannot be reached: {error}: a file that its URI names ({files})") from error
+        # asyncpg's own state does not always survive a server that ends in the middle of an answer.
+        if isinstance(error, ssl.SSLError | OSError | asyncpg.InterfaceError | asyncpg.InternalClientError):
             raise ArchiveError("unreachable", f"Postgres cannot be reached: {error}") from error
 
 
 CAUSES = (
     ("28", "login"), ("3D", "login"), ("42501", "permission"), ("53100", "disk_full"), ("53300", "too_many_connections"),
-    ("57", "stopped"), ("08", "unreachable"), ("25006", "read_only"), ("25P03", "timeout"), ("40", "conflict"), ("55P03", "conflict"),
+    ("57014", "timeout"), ("57", "stopped"), ("08", "unreachable"), ("25006", "read_only"), ("25P03", "timeout"),
+    ("40", "conflict"), ("55P03", "conflict"),
 )  # fmt: skip
 """By the beginning of an SQLSTATE (PostgreSQL, appendix A) one word."""
 

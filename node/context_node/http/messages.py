@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from context_node.contexts.parts import check_part
-from context_node.contexts.refusals import InvalidRequest, TooLarge, Unprocessable
+from context_node.contexts.refusals import InvalidRequest, Refusal, TooLarge, Unprocessable
 from context_node.contexts.requests import Append, NewMessage
 from context_node.http import codec, openai_messages
 from context_node.http.calls import Call, check_content_type, id_of, key_of, read_body
@@ -194,9 +194,12 @@ async def export(edge: "Edge", call: Call) -> web.StreamResponse:
         await response.write_eof()
     except ConnectionError:
         pass  # the reader left
-    except Exception:
+    except Exception as error:
         # The head is out, so the only honest answer left is a body that breaks off.
-        event(logger, "export_failed", logging.ERROR, exc_info=True, context_id=context_id)
+        if isinstance(error, Refusal):
+            event(logger, "export_failed", logging.WARNING, context_id=context_id, reason=error.message)
+        else:
+            event(logger, "export_failed", logging.ERROR, exc_info=True, context_id=context_id)
         if call.request.transport is not None:
             call.request.transport.abort()
     return response
