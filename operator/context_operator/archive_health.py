@@ -61,7 +61,8 @@ class Turns:
         condition = next(one for one in now if one["type"] == KIND)
         if is_healthy:
             return "Normal", KIND, f"History is copied to Postgres again. {condition['message']}"
-        return "Warning", condition["reason"], f"History is not copied to Postgres. {condition['message']}"
+        what = "Some history" if condition["reason"] == "Hole" else "History"
+        return "Warning", condition["reason"], f"{what} is not copied to Postgres. {condition['message']}"
 
 
 def _known(conditions: Sequence[Object], otherwise: bool) -> bool:

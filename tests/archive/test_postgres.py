@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from context_node.archive import schema
 from context_node.archive.batches import BatchLimits
 from context_node.archive.errors import ArchiveError, Behind, Fenced
-from context_node.archive.postgres import ROWS_AT_ONCE, Postgres, PostgresOptions, told_as_archive_error
+from context_node.archive.postgres import ROWS_AT_ONCE, Postgres, PostgresOptions, told_as_archive_error, uri_trouble
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, fits_jsonb, joined_columns, message_row, told_of
 from support.postgres import PostgresServer
 from support.tcp_proxy import tcp_proxy
@@ -454,6 +455,12 @@ def test_a_statement_that_the_server_ends_has_its_cause_in_postgres_own_words(ds
 def test_what_ends_in_asyncpg_itself_counts_as_no_connection() -> None:
     with pytest.raises(ArchiveError) as refusal, told_as_archive_error():
         raise asyncpg.InternalClientError("got result for unknown protocol state 3")
+    assert refusal.value.cause == "unreachable"
+
+
+def test_a_certificate_that_is_not_believed_is_no_trouble_of_the_uri() -> None:
+    with pytest.raises(ArchiveError, match="self-signed") as refusal, told_as_archive_error(), uri_trouble():
+        raise ssl.SSLCertVerificationError("certificate verify failed: self-signed certificate")
     assert refusal.value.cause == "unreachable"
 
 

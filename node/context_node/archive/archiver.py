@@ -40,7 +40,7 @@ SHARDS_OWN = frozenset({"differs", "fenced"})
 """Troubles with one shard's rows: whatever the others do, neither another connection nor waiting of the whole node helps."""
 
 TOLD_MAX = 100
-"""So many different troubles are remembered as told."""
+"""So many different troubles are remembered as told; Postgres may put numbers into its words."""
 
 STOCK_S = 1.0
 """How often it is seen what waits while Postgres is not to be asked yet."""
@@ -66,10 +66,11 @@ class ArchiverOptions:
 @dataclass(slots=True)
 class _Late:
     """A shard whose turn failed though others' went well, or its own batches before: when it is tried again, by the loop's clock, and how
-    long it waits for that."""
+    long it waits for that; and what was told of it."""
 
     again_at: float
     waited_s: float
+    told: str
 
 
 class Archiver:
@@ -108,7 +109,7 @@ class Archiver:
         if led is None:
             return
         if event.kind == "purged":
-            led.purged(event.context_id)
+            led.forget(event.context_id)
         else:
             led.behind.came(event.context_id, event.bodies)
 
@@ -128,6 +129,11 @@ class Archiver:
         oldest = min((since for behind in self._behind() if (since := behind.oldest_ms) is not None), default=None)
         return 0.0 if oldest is None else max(0.0, (self._now_ms() - oldest) / 1000)
 
+    @property
+    def lost_contexts(self) -> int:
+        """Contexts of which the archive lost messages that are nowhere else."""
+        return sum(len(led.lost) for led in self._led.values())
+
     def _behind(self) -> Iterator[Backlog]:
         """What waits, by shard. Not of shards that another node leads by now, which tells of them itself."""
         for shard, led in self._led.items():
@@ -139,12 +145,13 @@ class Archiver:
         """For administrators."""
         counters = self.counters
         cause, reason = counters.cause, counters.reason
+        # First, since what it lacks waits for ever, and is late some day.
+        if not cause and (lost := self.lost_contexts):
+            cause = "hole"
+            reason = f"The archive lost trimmed messages of {lost} contexts, which the log names: bring its rows back."
         if not cause and counters.is_late:
             cause = "late"
             reason = f"Messages come faster than Postgres takes them: more than {self._options.lag_warn_bytes} bytes wait."
-        if not cause and (lost := sum(len(led.lost) for led in self._led.values())):
-            cause = "hole"
-            reason = f"The archive lost trimmed messages of {lost} contexts, which the log names: bring them back."
         return ArchiveView(not cause, counters.is_late, cause, reason, self.lag_messages, self.lag_bytes, round(self.lag_s, 3))
 
     # --- the loop -------------------------------------------------------------------------------------------------------
@@ -214,10 +221,11 @@ class Archiver:
             raise shared[0]
         await self._look_after_connection(has_written)
         self._note_late(ended)
+        # What is over may be told when it comes again.
+        self._told.intersection_update({late.told for late in self._late.values()})
         if not self._late:
             if not self.counters.is_healthy:
                 logger.info("the archive is connected")
-            self._told.clear()
             self.counters.is_healthy, self.counters.cause, self.counters.reason = True, "", ""
         return any(turn.has_more for turn in ended.values())
 
@@ -245,11 +253,12 @@ class Archiver:
             if turn.error is None:
                 self._late.pop(shard, None)
                 continue
-            self._count(told(turn.error))
+            trouble = told(turn.error)
+            self._count(trouble)
             before = self._late.get(shard)
             # One that gets on, if only a little, does not wait longer and longer.
             wait_s = BACKOFF_MIN_S if before is None or turn.has_written else min(2 * before.waited_s, BACKOFF_MAX_S)
-            self._late[shard] = _Late(self._loop.time() + wait_s * (0.5 + self._jitter() / 2), wait_s)
+            self._late[shard] = _Late(self._loop.time() + wait_s * (0.5 + self._jitter() / 2), wait_s, str(trouble))
 
     async def _take_stock(self) -> dict[int, Replica]:
         """The shards that are led here, and what of them waits: known however Postgres does, since it is its absence that fills disks."""

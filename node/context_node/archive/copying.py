@@ -25,7 +25,8 @@ from context_node.runtime.shards import SYSTEM_SHARD, accepted
 logger = logging.getLogger("contextstore.archive")
 
 LOST_AGAIN_MS = 60_000
-"""After so long the archive is asked again for a context whose messages it had lost: somebody may have brought them back."""
+"""So often the archive is asked for a context whose messages it had lost: somebody may have brought them back. For one at a time, since the
+batch that it is in is written again without it."""
 
 FENCED_MAX = 5
 """A leader that is fenced off so often in one term is not about to learn of its successor: it has none."""
@@ -72,17 +73,19 @@ class Turn:
 @dataclass(slots=True)
 class Led:
     """A shard that this node leads: the term, and what waits to be archived. `again`: contexts of which the archive lost a part that is hot
-    still, by up to where it has them; `lost`: those of which it lost what is nowhere else, by when that was found (ms)."""
+    still, by up to where it has them; `lost`: those of which it lost what is nowhere else, in the order in which it is asked for them
+    again, and `missed_ms`, when it last did not have one (Unix milliseconds)."""
 
     term: int
     behind: Backlog
     is_scanned: bool = False
     is_over: bool = False
     again: dict[str, int] = field(default_factory=dict)
-    lost: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, None] = field(default_factory=dict)
+    missed_ms: int = 0
 
-    def purged(self, context_id: str) -> None:
-        """Nothing of a context is to be archived any more, and what its archive lost is no matter; the next of its id is another one."""
+    def forget(self, context_id: str) -> None:
+        """Nothing of a context is to be archived: all of it is, or it was purged and the next of its id is another one."""
         self.behind.drop(context_id)
         self.again.pop(context_id, None)
         self.lost.pop(context_id, None)
@@ -142,10 +145,11 @@ class Copier:
             raise ArchiveError("other_archive", f"shard {replica.shard}: {refusal.message}") from refusal
 
     async def _copy(self, replica: Replica, led: Led) -> Turn:
-        now = self._now_ms()
         # Also if the clock was set back.
-        waiting = [context_id for context_id in led.behind if abs(now - led.lost.get(context_id, -LOST_AGAIN_MS)) >= LOST_AGAIN_MS]
-        batch = await next_batch(replica, waiting, self._limits, led.again, led.behind.drop)
+        is_due = abs(self._now_ms() - led.missed_ms) >= LOST_AGAIN_MS
+        asked = next(iter(led.lost), None) if is_due else None
+        waiting = [context_id for context_id in led.behind if context_id not in led.lost or context_id == asked]
+        batch = await next_batch(replica, waiting, self._limits, led.again, led.forget)
         if not batch.marks:
             return Turn()
         try:
@@ -160,7 +164,8 @@ class Copier:
         self.counters.bytes += batch.bytes
         self.counters.trimmed += batch.trimmed
         for mark in batch.marks:
-            if led.lost.pop(mark.context_id, None) is not None:
+            if mark.context_id in led.lost:
+                del led.lost[mark.context_id]
                 logger.info("the archive has the messages of %s again", mark.context_id)
             context = replica.context(mark.context_id)
             led.behind.copied(replica, context, mark.context_id, batch.sizes[mark.context_id])
@@ -171,7 +176,8 @@ class Copier:
     def _note_behind(self, replica: Replica, led: Led, error: Behind, told: list[ArchivedContext]) -> None:
         """The archive has less than it had confirmed. What is hot still is copied again; of the rest nothing more is copied nor trimmed."""
         self.counters.failures[error.cause] = self.counters.failures.get(error.cause, 0) + 1
-        logger.error("%s", error)
+        if not error.held.keys() <= led.lost.keys():
+            logger.error("%s", error)
         incarnations = {one.context_id: one.incarnation for one in told}
         for context_id, held in error.held.items():
             led.again.pop(context_id, None)
@@ -180,9 +186,13 @@ class Copier:
                 continue  # purged meanwhile, so that nothing of it is missed
             if held >= context.head.trimmed_seq:
                 led.again[context_id] = held
-            else:
-                led.lost[context_id] = self._now_ms()
+                led.lost.pop(context_id, None)
+                continue
+            if context_id not in led.lost:
                 logger.error("the archive lost messages of %s behind seq %d that were trimmed; bring them back", context_id, held)
+            led.lost.pop(context_id, None)
+            led.lost[context_id] = None
+            led.missed_ms = self._now_ms()
 
     def _go_on_again(self, replica: Replica, led: Led, context: Context | None, mark: Archived) -> None:
         if context is None or mark.seq >= archived_upto(context.head, replica.machine.archive_epoch):

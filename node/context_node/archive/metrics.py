@@ -19,7 +19,8 @@ class ArchiveMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         archiver, counters = self._archiver, self._archiver.counters
-        yield gauge("archive_healthy", "1 while the last turn of the archiver went well.", int(counters.is_healthy))
+        is_healthy = counters.is_healthy and not archiver.lost_contexts
+        yield gauge("archive_healthy", "1 while the last turn of the archiver went well and it lost nothing.", int(is_healthy))
         yield gauge("archive_lag_messages", "Messages of shards led here that are not archived yet.", archiver.lag_messages)
         yield gauge("archive_lag_bytes", "Bytes of those messages.", archiver.lag_bytes)
         yield gauge("archive_lag_seconds", "Age of the oldest of them.", archiver.lag_s)

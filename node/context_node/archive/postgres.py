@@ -278,6 +278,8 @@ def uri_trouble() -> Iterator[None]:
     """What asyncpg says of a URI that it cannot read. Its words quote the URI, so nothing of them is told."""
     try:
         yield
+    except ssl.SSLError:
+        raise  # a ValueError too, when a certificate is not believed
     except ValueError:
         raise ArchiveError("login", f"the URI of the archive cannot be read; {HOW}") from None
 
@@ -296,8 +298,8 @@ class told_as_archive_error:
             raise ArchiveError(cause_of(error.sqlstate or ""), f"Postgres: {error.args[0] if error.args else 'no reason given'}") from error
         if isinstance(error, TimeoutError):
             raise ArchiveError("timeout", "Postgres did not answer in time") from error
-        if isinstance(error, FileNotFoundError | PermissionError):
-            # Neither the system nor ssl says which.
+        if isinstance(error, FileNotFoundError | PermissionError) and "Connect call" not in str(error):
+            # Not a firewall. Neither the system nor ssl says which.
             files = "sslrootcert, sslcert, sslkey, sslcrl or a socket"
             raise ArchiveError("unreachable", f"Postgres cannot be reached: {error}: a file that its URI names ({files})") from error
         # asyncpg's own state does not always survive a server that ends in the middle of an answer.
