@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from context_node.archive.metrics import ArchiveMetrics
 from context_node.contexts.refusals import ArchiveUnavailable
 from support.archived_nodes import ArchivedNode, archived_node
 from support.postgres import PostgresServer
@@ -34,6 +35,12 @@ async def fill(node: ArchivedNode, context_id: str = "talk", count: int = COUNT)
     for number in range(count):
         await append(node.service, context_id, f"message {number} " + "x" * 400)
     await node.archived()
+
+
+def healthy_metric(node: ArchivedNode) -> float:
+    """What the alert looks at."""
+    found = {metric.name: metric for metric in ArchiveMetrics(node.archiver, node.cold).collect()}
+    return found["contextstore_archive_healthy"].samples[0].value
 
 
 async def whole_history(node: ArchivedNode, context_id: str = "talk") -> int:
@@ -167,7 +174,7 @@ def test_h6_where_trimmed_messages_were_lost_nothing_more_is_trimmed_and_others_
     assert "lost messages of talk behind seq 3 that were trimmed" in caplog.text
 
 
-def test_what_was_lost_is_archived_once_it_is_brought_back_and_the_next_of_a_purged_id_at_once(dsn: str, tmp_path: Path) -> None:
+def test_h6_what_was_lost_goes_on_once_it_is_brought_back_and_the_next_of_a_purged_id_at_once(dsn: str, tmp_path: Path) -> None:
     late_ms = [0]
 
     async def check() -> None:
@@ -183,6 +190,7 @@ def test_what_was_lost_is_archived_once_it_is_brought_back_and_the_next_of_a_pur
             await until(lambda: " 2 contexts" in node.archiver.health().reason, "the loss to be told")
             assert not node.archiver.health().is_healthy
             assert node.archiver.health().cause == "hole"
+            assert healthy_metric(node) == 0
             await node.service.purge_context("other")
             await append(node.service, "other", "another life")
             shards = node.life.node.shards
@@ -202,6 +210,7 @@ def test_what_was_lost_is_archived_once_it_is_brought_back_and_the_next_of_a_pur
             late_ms[0] = 120_000
             await until(lambda: archived_seq("talk") == COUNT + 1, "what was brought back to go on")
             await until(lambda: node.archiver.health().is_healthy, "all to be well")
+            assert healthy_metric(node) == 1
             assert await archived_seqs(dsn) == list(range(1, COUNT + 2))
             assert await whole_history(node) == COUNT + 1
 

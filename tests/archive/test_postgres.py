@@ -466,7 +466,7 @@ def test_a_certificate_that_is_not_believed_is_no_trouble_of_the_uri() -> None:
 
 def test_a_file_of_the_uri_that_is_missing_is_told_as_such(dsn: str) -> None:
     async def check() -> None:
-        with pytest.raises(ArchiveError, match="a file that its URI names"):
+        with pytest.raises(ArchiveError, match="may read each file that its URI names"):
             await archive(dsn.replace("sslmode=disable", "sslmode=verify-full&sslrootcert=/no/such/file")).open(CLUSTER)
 
     asyncio.run(check())

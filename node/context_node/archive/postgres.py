@@ -301,7 +301,8 @@ class told_as_archive_error:
         if isinstance(error, FileNotFoundError | PermissionError) and "Connect call" not in str(error):
             # Not a firewall. Neither the system nor ssl says which.
             files = "sslrootcert, sslcert, sslkey, sslcrl or a socket"
-            raise ArchiveError("unreachable", f"Postgres cannot be reached: {error}: a file that its URI names ({files})") from error
+            what = f"Postgres cannot be reached: {error}; see that the node may read each file that its URI names ({files})"
+            raise ArchiveError("unreachable", what) from error
         # asyncpg's own state does not always survive a server that ends in the middle of an answer.
         if isinstance(error, ssl.SSLError | OSError | asyncpg.InterfaceError | asyncpg.InternalClientError):
             raise ArchiveError("unreachable", f"Postgres cannot be reached: {error}") from error
