@@ -533,6 +533,35 @@ def test_a_node_that_starts_again_knows_the_others_although_no_replica_tells_it(
     run(check())
 
 
+@pytest.mark.parametrize("moved", [(1, 2), (0, 1), (0, 1, 2)])
+def test_s3_a_majority_that_comes_back_at_other_addresses_is_a_cluster_again(tmp_path: Path, moved: tuple[int, ...]) -> None:
+    """The log cannot say where they are now before they have been dialed there, and they are not dialed by what the log says."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        await append(cluster.nodes[0].service, "c", "before")
+        for place in moved:
+            await cluster.nodes[place].kill()
+        for place in moved:
+            # Where all have moved, somebody has to be told of one.
+            cluster.move(cluster.nodes[place], join=(0,) if len(moved) == 3 and place else ())
+        for place in moved:
+            await cluster.nodes[place].start()
+        await cluster.all_led()
+        for place, node in enumerate(cluster.nodes):
+            await persistent_append(cluster, "c", f"after {place}", place)
+            assert texts_of(await history(node.service, "c"))[-1] == f"after {place}"
+
+        async def is_known() -> bool:
+            kept = {one.number: one.peer_address for one in (await cluster.look()).nodes}
+            return kept == {cluster_of(node).number: f"127.0.0.1:{port}" for node, port in zip(cluster.nodes, cluster.ports, strict=True)}
+
+        await until(is_known)
+        await cluster.stop()
+
+    run(check())
+
+
 def test_h5_a_follower_that_is_a_little_behind_waits_instead_of_refusing(tmp_path: Path) -> None:
     """H5: under load a follower hears up to where it must have applied before it hears of those entries' commit."""
 

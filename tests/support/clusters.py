@@ -1,7 +1,7 @@
 """Several nodes of one cluster inside the test's process, talking over real sockets on the loopback.
 
-Knows how nodes are started, joined, filled with replicas, killed and started again. Does not know what a test checks. Invariant: each
-node keeps its data directory and its peer port for all its lives.
+Knows how nodes are started, joined, filled with replicas, killed, moved and started again. Does not know what a test checks. Invariant:
+each node keeps its data directory and its peer port for all its lives, but for `wipe` and `move`.
 """
 
 import asyncio
@@ -155,6 +155,15 @@ class TestCluster:
         assert cluster is not None
         others = tuple(f"127.0.0.1:{port}" for other, port in enumerate(self.ports) if other != place)
         node.options = replace(node.options, data_dir=str(self.folder / folder), cluster=replace(cluster, join=others))
+
+    def move(self, node: NodeLife, *, join: tuple[int, ...] = ()) -> None:
+        """Give a dead node another peer port, and nobody to ask but the nodes at places `join`, where they are dialed now."""
+        place = self.nodes.index(node)
+        self.ports[place] = free_port()
+        cluster = node.options.cluster
+        assert cluster is not None
+        others = tuple(f"127.0.0.1:{self.ports[other]}" for other in join)
+        node.options = replace(node.options, cluster=replace(cluster, port=self.ports[place], join=others))
 
     async def stop(self) -> None:
         """All that live, in order."""

@@ -79,11 +79,13 @@ class Led(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
-    """What a node leads, the feature level that it knows, and whether its disk is slow."""
+    """What a node leads, the feature level that it knows, whether its disk is slow, and where it is dialed (`host:port`; empty from
+    versions that do not say)."""
 
     led: tuple[Led, ...]
     level: int = 1
     has_slow_disk: bool = False
+    peer: str = ""
 
 
 _raft_messages = msgspec.msgpack.Decoder(list[tuple[int, bytes]])
@@ -219,7 +221,7 @@ class Cluster:
             self.connect_all()
             self.membership.keep()
             self.membership.check_level()
-            report = REPORT + _encode(Report(tuple(self._led()), self.membership.level(), self.has_slow_disk))
+            report = REPORT + _encode(Report(tuple(self._led()), self.membership.level(), self.has_slow_disk, self.advertised))
             # Told again now and then: whoever has just connected knows nothing yet.
             if report != self._told or rounds % 4 == 0:
                 self._told = report
@@ -254,7 +256,7 @@ class Cluster:
         wanted = {node.number: node for node in self.membership.members() if node.number != self.number}
         for number, node in wanted.items():
             try:
-                host, port = address(node.peer)
+                host, port = address(self.membership.peer_of(node))
             except ValueError:
                 continue
             self.transport.connect(number, host, port, node.store)
@@ -310,6 +312,7 @@ class Cluster:
         elif kind == REPORT:
             report = _reports.decode(body)
             self.membership.hear_level(report.level)
+            self.membership.hear_address(peer.store, report.peer)
             if self.slow.get(peer.node) != report.has_slow_disk:
                 self.news.set()
             self.slow[peer.node] = report.has_slow_disk

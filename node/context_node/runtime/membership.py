@@ -1,8 +1,8 @@
 """Who belongs to the cluster: how a node becomes a member and stays one, and what the members have agreed on.
 
 Knows the system group's state where this node holds it, and otherwise what others told. Does not know connections or shards. Invariants: a
-store has one number for good; what is said of members is what the system group's log made it, or older; a node that does not understand the
-feature level, or whose data is another cluster's, ends.
+store has one number for good; what is said of members is what the system group's log made it, or older, but for a peer address that the
+member itself says is newer; a node that does not understand the feature level, or whose data is another cluster's, ends.
 """
 
 import asyncio
@@ -53,6 +53,8 @@ class Membership:
         self._told_nodes: tuple[NodeRecord, ...] = ()
         self._told_level = 1
         """The greatest feature level that this node was ever told."""
+        self._moved: dict[int, tuple[str, str]] = {}
+        """By member the peer address that it says is its own now, and the one that was recorded of it when it said so."""
         cluster.handlers.update(
             join=self._take_in,
             nodes=self._nodes_call,
@@ -69,6 +71,25 @@ class Membership:
     def hear_level(self, level: int) -> None:
         """Another node says which feature level it knows."""
         self._told_level = max(self._told_level, level)
+
+    def hear_address(self, store: str, said: str) -> None:
+        """A member says where it is dialed now. It is believed before the log says it: where a majority of the nodes came back at other
+        addresses at once, the log cannot say it until they are dialed there."""
+        known = next((node for node in self.members() if node.store == store), None)
+        if known is None or not said or said == self.peer_of(known):
+            return
+        logger.info("%s is dialed at %s now, no longer at %s", known.name, said, self.peer_of(known))
+        self._moved[known.number] = (said, known.peer)
+        self._cluster.connect_all()
+
+    def peer_of(self, node: NodeRecord) -> str:
+        """Where a member is dialed (`host:port`): what the log says, unless the member has said something else since."""
+        said, recorded = self._moved.get(node.number, ("", ""))
+        if said and recorded != node.peer:
+            # The log has followed, with this address or a still newer one.
+            del self._moved[node.number]
+            said = ""
+        return said or node.peer
 
     # --- being a member -----------------------------------------------------------------------------------------------
 
@@ -95,7 +116,7 @@ class Membership:
 
     def _peers_to_ask(self) -> list[str]:
         store, advertised = self._cluster.transport.identity.store, self._cluster.advertised
-        known = [node.peer for node in self._told_nodes if node.store != store]
+        known = [self.peer_of(node) for node in self._told_nodes if node.store != store]
         return [peer for peer in dict.fromkeys((*self._cluster.options.join, *known)) if peer != advertised]
 
     async def _ask_to_join(self, peer: str) -> Welcome:
@@ -103,15 +124,15 @@ class Membership:
         data = await self._cluster.transport.request_address(host, port, calls.encode_question("join", (self._me(),)), 10.0)
         return cast(Welcome, calls.decode_answer("join", data))
 
-    async def check_membership(self) -> None:
-        """Ask whoever answers whether this store is a member still: one that was removed is heard by nobody. Raises `StoreRemoved`."""
+    async def check_membership(self) -> Welcome | None:
+        """Ask whoever answers whether this store is a member still: one that was removed is heard by nobody. None if nobody knew. Raises
+        `StoreRemoved`."""
         for peer in self._peers_to_ask():
             try:
-                await self._ask_to_join(peer)
+                return await self._ask_to_join(peer)
             except (PeerUnavailable, PeerLost, PeerRefused, Refusal, OSError) as error:
                 _check_refusal(error)
-                continue
-            return
+        return None
 
     async def run_registration(self) -> None:
         """Have the system group know this node's addresses. Ends when it does."""
@@ -121,8 +142,12 @@ class Membership:
             except Refusal as refusal:
                 _check_refusal(refusal)
                 logger.info("not registered yet: %s", refusal.message)
-                await asyncio.sleep(0.5)
-                continue
+                # The leader may be where this node cannot dial it, as it has moved too; whoever can passes it on.
+                asked = await self.check_membership()
+                if asked is None:
+                    await asyncio.sleep(0.5)
+                    continue
+                welcome = asked
             if welcome.number != self._cluster.number:
                 raise RuntimeError(f"this node is number {self._cluster.number}, and the cluster has its store as {welcome.number}")
             return
@@ -209,6 +234,7 @@ class Membership:
                 f"Node {member.name}'s data belongs to cluster {member.cluster_id}, and this is {cluster_id}; give it another directory.",
                 cluster_id=cluster_id,
             )
+        self.hear_address(member.store, member.peer)
         system = self._node.shards.held(SYSTEM_SHARD)
         if system is None or not system.group.is_leader:
             leader = self._cluster.leader_of(SYSTEM_SHARD)
