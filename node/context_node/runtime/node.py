@@ -1,56 +1,51 @@
 """A node: its data directory, its life from start to stop, and what happens when a disk fills up.
 
-Knows the order of starting, stopping and starting over; `holdings` knows the replicas and their files. Invariants: what a start finds is
-durable before it serves (P9); an engine whose log failed is thrown away with its memory and rebuilt from the disk (P10).
+Knows the order of starting, stopping and starting over; `holdings` knows the replicas and their files, `entering` which cluster it belongs
+to. Invariants: what a start finds is durable before it serves (P9); an engine whose log failed is thrown away with its memory and rebuilt
+from the disk (P10).
 
 Layout: `log.db` is the Raft log of all shards; `state/SHARD-GENERATION.db` the state of each; files that the log does not name are
 leftovers.
 """
 
 import asyncio
-import logging
 import os
 import sys
 import zlib
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from context_node.contexts.commands import Defaults, Rules
 from context_node.contexts.machine import Event
-from context_node.contexts.refusals import Unprocessable
 from context_node.contexts.revisions import NEWEST
-from context_node.runtime.admin import ClusterAdmin, SelfView
+from context_node.runtime.admin import ClusterAdmin
 from context_node.runtime.archive_view import ArchiveView
-from context_node.runtime.calls import Welcome
 from context_node.runtime.cluster import Cluster, ClusterOptions
 from context_node.runtime.comparing import Comparisons
 from context_node.runtime.databases import REAL_DISK, DiskAccess, DiskFull, StorageError, StorageFailed
 from context_node.runtime.engine import Engine
+from context_node.runtime.entering import Entry
 from context_node.runtime.histories import Histories
-from context_node.runtime.holdings import FIRST_NODE, Holdings
-from context_node.runtime.log_rows import LogIdentity, RecoveredShard
+from context_node.runtime.holdings import Holdings
+from context_node.runtime.log_rows import LogIdentity
 from context_node.runtime.log_store import LogOptions, LogStore
 from context_node.runtime.membership import StoreRemoved
 from context_node.runtime.moving import Moves
 from context_node.runtime.named_policies import NamedPolicies
-from context_node.runtime.not_here import NotHere
 from context_node.runtime.reads import Reads
 from context_node.runtime.record_codec import RECORD_CODEC
 from context_node.runtime.replica import Replica
 from context_node.runtime.restores import Restores
 from context_node.runtime.routing import RoutedService
 from context_node.runtime.service import NodeState, Service
-from context_node.runtime.shards import SYSTEM_SHARD, ShardDirectory, node_of
+from context_node.runtime.shards import ShardDirectory
 from context_node.runtime.state_store import StateOptions
 from context_node.runtime.streams import tell_followers
 from context_node.runtime.transport import Transport
 from context_node.runtime.upkeep import Upkeep, UpkeepLimits
 from context_node.runtime.worker import Worker
 from context_node.runtime.writes import Writes
-
-logger = logging.getLogger("contextstore.node")
 
 BELONGS = "this data directory belongs to a cluster; start it with the cluster's secret, as `contextstore serve --help` tells"
 
@@ -120,8 +115,7 @@ class Node:
         self._upkeep_worker = make_worker(self._loop, "checkpoint")
         self.holdings = Holdings(self, self._loop, random_bytes, self._upkeep_worker)
         self._is_starting_over = False
-        self._begins: asyncio.Future[str] | None = None
-        """While the node waits to be taken in: whether it shall begin a cluster instead, and of which id."""
+        self._entry = Entry(self, self._loop)
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._policies = NamedPolicies(self.shards, now_ms)
         self.histories = Histories()
@@ -147,7 +141,7 @@ class Node:
             self.cluster = Cluster(self, options.cluster, random_bytes, now_ms, make_transport)
             self.moves = Moves(self, self.cluster, random_bytes)
             self.comparisons = Comparisons(self.cluster, self._upkeep_worker, self.shards.held, self._spawn, now_ms)
-            self.admin = ClusterAdmin(self.cluster, options.shards, self._describe_self, self.begin_cluster)
+            self.admin = ClusterAdmin(self.cluster, options.shards, self._entry.describe, self._entry.begin_cluster)
             self.service = RoutedService(local, self.cluster, self.shards, writes.new_context_id)
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -175,7 +169,7 @@ class Node:
         self.log = log
         try:
             recovered = log.recover()
-            self._check_cluster(log, bool(recovered))
+            self._entry.check_cluster(log, bool(recovered))
             if not recovered and log.shards is None:
                 self.holdings.check_nothing_is_there()
                 if self.cluster is None or not self.cluster.options.join:
@@ -183,11 +177,11 @@ class Node:
             elif not recovered and self.cluster is None:
                 # A member whose replicas were all moved away is a member still.
                 raise StorageFailed(self.options.data_dir, "start", BELONGS)
-            self._check_shards(log, recovered)
-            self._check_level(log)
+            self._entry.check_shards(log, recovered)
+            self._entry.check_level(log)
             self.holdings.remove_leftovers(recovered)
             if self.cluster is not None:
-                recovered = await self._enter(self.cluster, log, recovered)
+                recovered = await self._entry.enter(self.cluster, log, recovered)
             engine = self._make_engine(log)
             self.engine = engine
             for shard, found in recovered.items():
@@ -243,107 +237,6 @@ class Node:
             slow_disk_s=cluster.options.slow_disk_s,
         )
 
-    async def _enter(self, cluster: Cluster, log: LogStore, recovered: dict[int, RecoveredShard]) -> dict[int, RecoveredShard]:
-        """Listen for peers; be taken in by a cluster if this store is in none, or begin one if an administrator says so. Gives the replicas
-        that the store holds then."""
-        numbers = {node_of(found.replica_id) for found in recovered.values()}
-        if len(numbers) > 1:
-            raise StorageFailed(
-                self.options.data_dir, "start", "it was made by a version that knew no clusters; export and import its contexts"
-            )
-        await cluster.start(log.identity.store_uuid, log.identity.cluster_id, numbers.pop() if numbers else 0, log.nodes)
-        if recovered and cluster.options.join:
-            logger.info("%s belongs to a cluster already (%s); --join was not needed", self.options.data_dir, log.identity.cluster_id)
-        if not recovered:
-            welcome = await self._welcome(cluster, log)
-            if welcome is None:
-                recovered = self.holdings.bootstrap(log)
-                cluster.become(FIRST_NODE, log.identity.cluster_id)
-                return recovered
-            if welcome.shards != self.options.shards:
-                what = f"the cluster has {welcome.shards} shards, not {self.options.shards}; start this node with --shards {welcome.shards}"
-                raise StorageFailed(self.options.data_dir, "join", what)
-            if log.shards is not None and log.identity.cluster_id != welcome.cluster_id:
-                what = (
-                    f"it belongs to cluster {log.identity.cluster_id}, the nodes of --join to {welcome.cluster_id}; give another directory"
-                )
-                raise StorageFailed(self.options.data_dir, "join", what)
-            if (log.identity.cluster_id, log.shards) != (welcome.cluster_id, welcome.shards):
-                log.adopt_cluster(welcome.cluster_id, welcome.shards)
-            cluster.become(welcome.number, welcome.cluster_id)
-        return recovered
-
-    async def _welcome(self, cluster: Cluster, log: LogStore) -> Welcome | None:
-        """Ask to be taken in until a cluster does; None if an administrator has this node begin one instead. Raises `StoreRemoved`."""
-        self._begins = self._loop.create_future()
-        joining = asyncio.ensure_future(cluster.membership.be_taken_in())
-        either: list[asyncio.Future[Any]] = [joining, self._begins]
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not joining.done():
-                log.note_cluster(self._begins.result())
-                return None
-            welcome = joining.result()
-            if cluster.options.cluster_id not in ("", welcome.cluster_id):
-                what = f"the nodes of --join belong to cluster {welcome.cluster_id}, and this node to {cluster.options.cluster_id}"
-                raise StorageFailed(self.options.data_dir, "join", what)
-            return welcome
-        except StoreRemoved:
-            log.note_removed()
-            log.commit()
-            raise
-        finally:
-            self._begins = None
-            joining.cancel()
-            await asyncio.gather(joining, return_exceptions=True)
-
-    def _describe_self(self) -> SelfView:
-        """This node as it stands now, also while it waits for a cluster."""
-        log, cluster = self.log, self.cluster
-        is_ready, reason = self.state.ready()
-        number = cluster.number if cluster is not None else 0
-        is_member = log is not None and (log.shards is not None or number != 0)
-        return SelfView(
-            name=self.options.name,
-            number=number,
-            store=log.identity.store_uuid if log is not None else "",
-            cluster_id=log.identity.cluster_id if log is not None and is_member else "",
-            state="starting" if log is None else "member" if is_member else "waiting" if self._begins is not None else "starting",
-            replicas=len(self.engine.replicas) if self.engine is not None else 0,
-            is_ready=is_ready,
-            reason=reason,
-            version=self.options.version,
-            archive=self.archive_health(),
-        )
-
-    def begin_cluster(self, cluster_id: str) -> None:
-        """Have this node begin a cluster of this id, if it waits to be taken in and its store was never in one; nothing happens if it has
-        begun it already. Raises `Unprocessable`, and `NotHere` while the node is starting."""
-        log, cluster = self.log, self.cluster
-        if log is None or cluster is None:
-            raise NotHere("The node is starting or stopping; try again shortly.", retry_after_s=1)
-        if cluster.options.cluster_id not in ("", cluster_id):
-            raise Unprocessable(f"This node may begin cluster {cluster.options.cluster_id} only, not {cluster_id}.", cluster_id=cluster_id)
-        if log.shards is not None or cluster.number:
-            if log.identity.cluster_id == cluster_id:
-                return
-            raise Unprocessable(f"This node's data belongs to cluster {log.identity.cluster_id} already.", cluster_id=cluster_id)
-        if self._begins is None:
-            raise NotHere("The node does not wait for a cluster now; try again shortly.", retry_after_s=1)
-        if not self._begins.done():
-            self._begins.set_result(cluster_id)
-
-    def _check_cluster(self, log: LogStore, has_replicas: bool) -> None:
-        """A node that is told its cluster's id takes no data of another one, and begins none of another id."""
-        wanted = self.cluster.options.cluster_id if self.cluster is not None else ""
-        if not wanted or log.identity.cluster_id == wanted:
-            return
-        if has_replicas or log.shards is not None:
-            what = f"it belongs to cluster {log.identity.cluster_id}, not {wanted}; give another directory or the right --cluster-id"
-            raise StorageFailed(self.options.data_dir, "start", what)
-        if self.cluster is not None and not self.cluster.options.join:
-            log.note_cluster(wanted)
-
     def _join_in(self, cluster: Cluster) -> None:
         """From here on this node does its part."""
         cluster.connect_all()
@@ -354,25 +247,6 @@ class Node:
             self._spawn(self.moves.run_snapshots(), "snapshots")
             self._spawn(self.moves.run_disk_watch(), "disk watch")
         self._spawn(self._policies.run(), "policies")
-
-    def _check_shards(self, log: LogStore, recovered: dict[int, RecoveredShard]) -> None:
-        # A member of a cluster may hold any number of them; a directory of an earlier version does not say how many there are.
-        count = log.shards or len(recovered) - (SYSTEM_SHARD in recovered)
-        if recovered and count != self.options.shards:
-            raise StorageFailed(
-                self.options.data_dir, "start", f"it holds {count} shards, not {self.options.shards}; the number of shards never changes"
-            )
-
-    def _check_level(self, log: LogStore) -> None:
-        """Before anything of the log is read by a version that may not understand it."""
-        revision = self.options.revision
-        if log.level > revision:
-            what = f"its log needs a version of feature level {log.level}, and this one understands {revision}; start a newer version"
-            raise StorageFailed(self.options.data_dir, "start", what)
-        if self.cluster is None and log.level < revision:
-            # A node alone is all of its cluster: nobody has to agree.
-            log.note_level(revision)
-            log.commit()
 
     async def _caught_up(self, engine: Engine, replicas: dict[int, Replica]) -> None:
         """Wait until every group of one voter leads and has applied its log. Effects of a long replay are stored as they come.
