@@ -12,6 +12,7 @@ from context_node.contexts.requests import PutContext
 from context_node.runtime.databases import StorageError
 from context_node.runtime.log_rows import HardState, RecoveredShard
 from context_node.runtime.node import Node
+from context_node.runtime.shards import shard_of
 from context_node.runtime.snapshots import Incoming, Manifest, Snapshot, SnapshotRefused
 from context_node.runtime.state_store import StateOptions
 from support.entry_tape import EntryTape
@@ -299,3 +300,24 @@ def test_p6_a_power_cut_during_an_install_leaves_the_old_state_or_the_new_one() 
     run_virtually(check())
     print(f"\n{outcomes}")
     assert outcomes["old"] > 5 and outcomes["new"] > 5
+
+
+def test_p6_what_a_replica_gathered_goes_with_it_at_whatever_moment_it_goes(tmp_path: Path) -> None:
+    """Its records wait for the log while it is dropped: written behind its end they would be of nobody, or of the next of that shard."""
+
+    async def check() -> None:
+        shards = 24
+        node = await life(tmp_path, upkeep=BY_HAND, shards=shards).start()
+        ids = {shard_of(f"c{number}", shards): f"c{number}" for number in range(500)}
+        for shard in range(shards - 1):
+            replica = node.engine.replicas[shard]
+            writing = asyncio.create_task(append(node.service, ids[shard], "on its way"))
+            for _turn in range(shard):
+                await asyncio.sleep(0)
+            await node.node.holdings.drop_replica(shard, replica.group.replica_id)
+            await asyncio.gather(writing, return_exceptions=True)
+            assert not node.engine.is_failed, f"after {shard} turns"
+        await append(node.service, ids[shards - 1], "the rest goes on")
+        await node.stop()
+
+    run(check())
