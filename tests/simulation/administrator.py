@@ -71,8 +71,8 @@ class Administrator:
             node = self._random.choice(voters)
             await self.step(lambda admin: admin.transfer_leader(shard.shard, node))
 
-    async def move(self) -> None:
-        """One replica to a node that has none of the shard."""
+    async def move(self, *, and_back: bool = False) -> None:
+        """One replica to a node that has none of the shard; `and_back`, then another one to where it was."""
         view = await self.look()
         if view is None or self.lost:
             return
@@ -81,7 +81,10 @@ class Administrator:
         free = [node.number for node in view.nodes if node.is_alive and node.number not in there]
         leaving = [one for one in shard.replicas if one.is_voter and one.node != shard.leader]
         if free and leaving:
-            await self.exchange(shard.shard, self._random.choice(free), self._random.choice(leaving).replica_id)
+            node, old = self._random.choice(free), self._random.choice(leaving)
+            new = await self.exchange(shard.shard, node, old.replica_id)
+            if and_back and new:
+                self.judge.mark("a replica was moved back", await self.exchange(shard.shard, old.node, new) != 0)
 
     async def repeat(self) -> None:
         """A step whose aim is met already changes nothing."""
@@ -95,7 +98,8 @@ class Administrator:
             if one.is_voter:
                 await self.change(shard.shard, (one.replica_id,), ())
 
-    async def exchange(self, shard: int, node: int, leaving: int) -> None:
+    async def exchange(self, shard: int, node: int, leaving: int) -> int:
+        """The id of the replica that took the place of `leaving`; 0 if none did, as far as is known here."""
         await self.learn(shard, node)
         for _ in range(10):
             view = await self.look()
@@ -104,8 +108,9 @@ class Administrator:
             if learner is not None and learner.is_caught_up:
                 await self.change(shard, (learner.replica_id,), (leaving,))
                 self.judge.mark("a replica was moved")
-                return
+                return int(learner.replica_id)
             await asyncio.sleep(0.1)
+        return 0
 
     async def replace(self) -> None:
         """Bring every shard back to its voters: new replicas for those that are lost, and an end to what was half done."""

@@ -6,11 +6,13 @@ there never changes; nothing of what was erased comes back.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
-from context_node.archive.errors import ArchiveError, Fenced
+import msgspec
+
+from context_node.archive.errors import ArchiveError, Behind, Fenced
 from context_node.archive.rows import ArchivedContext, ArchivedMessage, message_data
 from context_node.contexts.commands import NoteArchived, Restored
 from context_node.contexts.shard_state import ShardState
@@ -40,6 +42,7 @@ class SimulatedPostgres:
         self.judge = judge
         self.random = random
         self.is_away = False
+        self.has_gone_back = False
         self.lost_share = random.choice((0.0, 0.02, 0.2))
         self.trip_s = random.choice((0.001, 0.02, 0.2))
         self.messages: dict[Key, dict[int, ArchivedMessage]] = {}
@@ -61,6 +64,8 @@ class SimulatedPostgres:
             judge.check(key not in self.erased, "PURGE", f"message {one.seq} of {key} comes back after it was erased")
             held = self.messages.setdefault(key, {}).setdefault(one.seq, one)
             judge.check(held.raw == one.raw, "ARCHIVE", f"message {one.seq} of {key} is archived twice and differs")
+        again = [one for one in messages if one.seq <= self.confirmed.get((one.context_id, one.incarnation), 0)]
+        judge.mark("messages were archived that it had before", bool(again))
         for context in contexts:
             key = (context.context_id, context.incarnation)
             judge.check(key not in self.erased, "PURGE", f"{key} comes back after it was erased")
@@ -69,8 +74,29 @@ class SimulatedPostgres:
             judge.check(context.seq <= len(rows), "ARCHIVE", f"{key} is said to be there up to {context.seq}, and is to {len(rows)}")
             self.confirmed[key] = max(self.confirmed.get(key, 0), len(rows))
             if key not in self.contexts or self.contexts[key].revision <= context.revision:
-                self.contexts[key] = context
+                self.contexts[key] = msgspec.structs.replace(context, seq=max(context.seq, self._has(key)))
         judge.mark("messages were archived", bool(messages))
+
+    def _has(self, key: Key) -> int:
+        held = self.contexts.get(key)
+        return 0 if held is None else held.seq
+
+    def less_than(self, contexts: list[ArchivedContext]) -> dict[str, int]:
+        """The contexts of which it has less than is believed, with what it has."""
+        found = ((one, self._has((one.context_id, one.incarnation))) for one in contexts)
+        return {one.context_id: has for one, has in found if has < one.held}
+
+    def go_back(self, names: Sequence[str]) -> None:
+        """It is brought back from a backup: of some of these contexts it has less than it had confirmed."""
+        self.has_gone_back = True
+        for key in sorted(self.messages):
+            if key[0] in names and self.random.random() < 0.7:
+                upto = self.random.randint(0, self._has(key))
+                self.messages[key] = {seq: row for seq, row in self.messages[key].items() if seq <= upto}
+                if upto:
+                    self.contexts[key] = msgspec.structs.replace(self.contexts[key], seq=upto)
+                else:
+                    self.contexts.pop(key, None)
 
     def erase(self, keys: list[Key]) -> None:
         for key in keys:
@@ -154,6 +180,9 @@ class SimulatedArchive:
 
     async def write(self, shard: int, term: int, messages: list[ArchivedMessage], contexts: list[ArchivedContext]) -> None:
         async with self._transaction(shard, term):
+            if behind := self._server.less_than(contexts):
+                self._server.judge.mark("the archive had less than was believed")
+                raise Behind(behind)
             self._server.put(messages, contexts)
 
     async def write_policies(self, shard: int, term: int, policies: list[tuple[str, int, bytes]]) -> None:

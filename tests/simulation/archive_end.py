@@ -9,10 +9,12 @@ import msgspec
 
 from context_node.contexts.context import Context, read_head
 from context_node.contexts.refusals import ContextNotFound, Refusal
+from context_node.contexts.requests import Append
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import SYSTEM_SHARD
 from simulation.clients import LOGS, WILD, Clients, Lost, NotSent
 from simulation.world import Life, World
+from support.running_nodes import message
 
 ARCHIVED_S = 60.0
 """Within so much time after everything was healed the archive has all."""
@@ -22,6 +24,10 @@ async def judge_archive(world: World, clients: Clients) -> None:
     """ARCHIVE: it has every context up to its end, and nothing of what was purged. H6: every node reads the whole history."""
     archive = world.archive
     assert archive is not None
+    if archive.has_gone_back:
+        # Contexts that nothing happens to are not looked at.
+        for context_id in LOGS:
+            await _touch(clients, world, context_id)
     await world.until(lambda: not _behind(world), ARCHIVED_S, "ARCHIVE", lambda: f"still behind: {_behind(world)}")
     living = {(row.id, read_head(row.record).incarnation) for replica in _leaders(world) for row in replica.store.list_contexts(limit=100)}
     left = {key for key in (*archive.messages, *archive.contexts) if key not in living}
@@ -29,6 +35,18 @@ async def judge_archive(world: World, clients: Clients) -> None:
     for life in world.lives:
         for context_id in (*LOGS, *WILD):
             await _compare(world, clients, life, context_id)
+
+
+async def _touch(clients: Clients, world: World, context_id: str) -> None:
+    one = Append([message("the last", id="the last")], create=True)
+    for number in range(40):
+        try:
+            await clients.ask(world.lives[number % len(world.lives)], lambda service: service.append(context_id, one))
+        except (NotSent, Lost, Refusal):
+            await asyncio.sleep(0.1)
+        else:
+            return
+    clients.judge.fail("LIVENESS", f"nobody takes a message of {context_id} after everything was healed")
 
 
 def _leaders(world: World) -> list[Replica]:

@@ -7,12 +7,17 @@ while every other node is there and whole, and its replicas are replaced before 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
 
+from context_node.contexts.refusals import Refusal
 from context_node.contexts.revisions import NEWEST
 from context_node.runtime.databases import StorageError
 from context_node.runtime.replica import Replica
+from context_node.runtime.state_rows import CheckpointResult
 from context_node.runtime.upkeep import Upkeep
 from simulation.administrator import FACTOR, Administrator
+from simulation.clients import LOGS, WILD
 from simulation.judge import Judge
 from simulation.network import Weather
 from simulation.world import FIRST, DiskPace, Life, World
@@ -50,12 +55,17 @@ class Faults:
             "clock jump": (0.5, self._clock_jump),
             "transfer": (2, self.administrator.transfer),
             "move": (4, self.administrator.move),
+            "there and back": (2, self._there_and_back),
             "repeat a step": (1, self.administrator.repeat),
             "checkpoint": (3, self._checkpoint),
+            "old reader": (2, self._old_reader),
             "lose a disk": (2, self._lose_disk),
         }
         if world.archive is not None:
             kinds["archive away"] = (3, self._archive_away)
+            if world.archiving.limits.tail_keep is None:
+                # What is trimmed is nowhere else, and the archive may not lose it.
+                kinds["archive goes back"] = (1, self._archive_goes_back)
         # Each run has its own temper: some kinds often, others never.
         self._kinds = {name: (weight * chosen.choice((0, 0.5, 1, 1, 4)), act) for name, (weight, act) in kinds.items()}
         if NEWEST > FIRST:
@@ -115,7 +125,21 @@ class Faults:
         assert archive is not None
         archive.is_away = True
         await asyncio.sleep(self._random.random() * 2)
+        life = self._someone()
+        if life is not None and life.is_serving and life.node is not None and self._random.random() < 0.5:
+            # What is to be erased outlives its log entries and every process.
+            for context_id in WILD:
+                life.run(_purge(life.node.service, context_id))
+            await asyncio.sleep(0.5)
+            await self._checkpoint()
+            await asyncio.sleep(0.3)
+            await self._cut_power_of_all()
+            await asyncio.sleep(self._random.random() * 2)
         archive.is_away = False
+
+    async def _archive_goes_back(self) -> None:
+        assert self.world.archive is not None
+        self.world.archive.go_back(LOGS)
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
         end = self.world.loop.time() + seconds
@@ -244,6 +268,21 @@ class Faults:
                             # Another one while the first is under way, as a scrub may come beside the daily work.
                             life.run(_checkpoint(upkeep, replica, keeps, self._random.random() * 0.02))
 
+    async def _old_reader(self) -> None:
+        """Somebody reads an old moment of a node's databases: what they were told since is not carried over. The disk here has no shared
+        memory, so nobody can really do that beside the owner."""
+        life = self._someone()
+        if life is None:
+            return
+        stores = [replica.store for replica in life.replicas if replica.failure is None]
+        for store in stores:
+            vars(store)["checkpoint"] = lambda store=store: CheckpointResult(False, store.applied().index)
+        self.judge.mark("a checkpoint was not complete", bool(stores))
+        await self._checkpoint()
+        await asyncio.sleep(self._random.random() * 2)
+        for store in stores:
+            vars(store).pop("checkpoint")
+
     async def _lose_disk(self) -> None:
         lives = self.world.lives
         if self.administrator.lost or not all(life.is_serving for life in lives) or len(lives) < 3 or not self._is_whole():
@@ -312,6 +351,13 @@ class Faults:
         far = {(hosts[a], hosts[b]) for a in range(count) for b in range(count) if (a - b) % count not in (0, 1, count - 1)}
         await self._for_a_while(far)
 
+    async def _there_and_back(self) -> None:
+        """Where a replica was there comes to be another one, while the network brings old messages: they are of another's time (P11)."""
+        self.world.network.weather = Weather(replay_share=0.5)
+        await self.administrator.move(and_back=True)
+        await asyncio.sleep(self._random.random())
+        self.world.network.weather = Weather()
+
     async def _bad_weather(self) -> None:
         chosen, network = self._random, self.world.network
         network.weather = Weather(
@@ -326,6 +372,11 @@ class Faults:
         )
         await asyncio.sleep(chosen.random() * 3)
         network.weather = Weather()
+
+
+async def _purge(service: Any, context_id: str) -> None:
+    with suppress(Refusal):
+        await service.purge_context(context_id)
 
 
 async def _checkpoint(upkeep: Upkeep, replica: Replica, keeps_for_others: bool, after_s: float = 0.0) -> None:

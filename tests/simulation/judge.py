@@ -1,29 +1,25 @@
 """The judge of a simulation: the invariants I1 to I16 and the persist-before-send rules, looked at wherever the shell acts.
 
-Knows the shell from outside: its log stores, state stores, replicas and engines are watched while a run lasts. Does not know the faults.
+Knows what stores, replicas and engines did, as `watching` tells it while a run lasts. Does not know the faults.
 Invariant: it changes nothing of what it watches. Each `fail` names the rule; the run ends there.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 from zlib import crc32
 
 import apsw
 
-from context_node.contexts import machine
 from context_node.contexts.commands import NoteArchived
 from context_node.contexts.revisions import NEWEST
 from context_node.contexts.shard_state import ShardState
-from context_node.raft import ConfState, EntryKind, MessageKind, Role, _core, peek_message, unpack_log_record
+from context_node.raft import ConfState, EntryKind, MessageKind, peek_message, unpack_log_record
 from context_node.runtime.databases import wal_file
-from context_node.runtime.engine import Engine
 from context_node.runtime.log_store import LogStore
-from context_node.runtime.moving import Moves
 from context_node.runtime.replica import Replica
-from context_node.runtime.state_store import StateStore
-from simulation.durable import DiskModel, changed, differences, recovered_model
+from context_node.runtime.shards import node_of
+from simulation.durable import Change, DiskModel, changed, differences, recovered_model
 from simulation.loop import BEGIN_S, OWNER, SimulatedLoop
 from simulation.messages import fields_of
 from simulation.network import SimulatedTransport
@@ -120,6 +116,28 @@ class Judge:
         for one in found.values():
             self.mark("a start found entries to apply again", bool(one.entries))
 
+    def changing(self, log: LogStore, changes: Sequence[Change]) -> None:
+        """What the next COMMIT of a log will make durable."""
+        self._pending.setdefault(log, []).extend(changes)
+
+    def opened(self, path: str, index: int) -> None:
+        """A state database was opened, and is so far: at least as far as it ever was durable (H1)."""
+        disk = self._state_disk()
+        if disk is not None:
+            known = disk.state_index.get(path, 0)
+            self.check(index >= known, "H1", f"{path} on {disk.name} is at {index}, and was durable to {known}")
+            disk.state_index[path] = index
+
+    def carried_over(self, path: str, index: int) -> None:
+        """A checkpoint was complete: the database is durable so far."""
+        disk = self._state_disk()
+        if disk is not None:
+            disk.state_index[path] = max(index, disk.state_index.get(path, 0))
+
+    def _state_disk(self) -> DiskModel | None:
+        owner = OWNER.get()
+        return None if owner is None else next((disk for disk in reversed(self.disks.values()) if disk.name == owner.name), None)
+
     def sealed(self, original: Callable[[LogStore], int], log: LogStore) -> int:
         """From here on what was written may outlive a loss of power."""
         changes, self._pending[log] = self._pending.get(log, []), []
@@ -175,12 +193,20 @@ class Judge:
         self.mark("a follower's conflicting entries were replaced", lost)
 
     def _check_truncation(self, disk: DiskModel, shard: int, new: Any, index: int) -> None:
-        state = disk.state_index.get(f"data/state/{shard:05d}-{new.generation}.db")
+        state = disk.state_index.get(_state_path(shard, new.generation))
         if state is not None:
             self.check(
                 state >= index, "I16", f"{disk.name} dropped the log of shard {shard} up to {index}, its state is durable to {state}"
             )
         self.mark("a log was truncated")
+
+    def removing(self, path: str) -> None:
+        """P6, the other way round: as long as the log names a state, its files are there."""
+        disk = self._state_disk()
+        if disk is not None:
+            named = {_state_path(shard, model.generation) for shard, model in disk.shards.items()}
+            self.check(path not in named, "P6", f"{path} on {disk.name} goes before its log has durably forgotten it")
+        self.mark("the files of a replica went")
 
     def _check_install(self, log: LogStore, change: Any) -> None:
         disk, generation = self.disk_of(), change[3]
@@ -247,6 +273,17 @@ class Judge:
         is_held = model.last >= index or is_beyond
         self.check(is_held, "P2", f"{disk.name} acknowledges entry {index} of shard {shard}; durable are {model.last}")
         self.check(model.term >= term, "P2", f"{disk.name} acknowledges in term {term} of shard {shard}; durable is {model.term}")
+
+    def received(self, node: int, replica: Replica, message: bytes, is_taken: bool) -> None:
+        """P11: a replica hears what is said to itself, by replicas of the node that sends it."""
+        _, sender, to, _ = peek_message(message)
+        is_meant = node_of(sender) == node and to == replica.group.replica_id
+        self.mark("a message for a replica of another time was dropped", not is_meant and not is_taken)
+        self.check(
+            is_meant or not is_taken,
+            "P11",
+            f"replica {replica.group.replica_id} of shard {replica.shard} hears from node {node} what {sender} says to {to}",
+        )
 
     # --- groups -------------------------------------------------------------------------------------------------------
 
@@ -345,124 +382,9 @@ class Judge:
         self.check(not life.is_registered, "LEVEL", f"{life.name} is a member of revision {life.revision}: {error}")
         self.mark("a node that went back met a newer command")
 
-    # --- watching -----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """While this block runs, every store, replica and engine of this interpreter is watched."""
-        watches: list[tuple[type, str, Any]] = []
-
-        def wrap(kind: Any, name: str, around: Callable[..., Any]) -> None:
-            original = getattr(kind, name)
-            watches.append((kind, name, original))
-
-            def watched(self: Any, *arguments: Any, **named: Any) -> Any:
-                return around(original, self, *arguments, **named)
-
-            setattr(kind, name, watched)
-
-        wrap(LogStore, "append", self._on_append)
-        wrap(LogStore, "truncate", self._on_change("truncate"))
-        wrap(LogStore, "install", self._on_change("install"))
-        wrap(LogStore, "remove", self._on_change("remove"))
-        wrap(LogStore, "seal", self.sealed)
-        wrap(_core, "sync_file", self.synced)
-        wrap(LogStore, "recover", self._on_recover)
-        wrap(StateStore, "checkpoint", self._on_checkpoint)
-        wrap(StateStore, "__init__", self._on_state_open)
-        wrap(Moves, "_give_away", self._on_give_away)
-        wrap(Replica, "apply", self._on_apply)
-        wrap(Replica, "_take_members", self._on_members)
-        wrap(Replica, "note_role", self._on_role)
-        wrap(Engine, "_drain", self._on_drain)
-        wrap(Engine, "rest", self._on_rest)
-        wrap(Engine, "wake_led_by", self._on_wake)
-        wrap(machine, "note_archived", self._on_note)
-        try:
-            yield
-        finally:
-            for kind, name, original in watches:
-                setattr(kind, name, original)
-
-    def _on_note(self, original: Any, state: ShardState, command: NoteArchived) -> Any:
-        reply = original(state, command)
-        self.noted(state, command)
-        return reply
-
-    def _on_append(self, original: Any, log: LogStore, records: Any) -> Any:
-        number = original(log, records)
-        self._pending.setdefault(log, []).extend(("append", shard, record) for shard, record in records)
-        self.mark("several shards shared an fsync", len({shard for shard, _ in records}) > 1)
-        return number
-
-    def _on_change(self, kind: str) -> Callable[..., Any]:
-        def changing(original: Any, log: LogStore, *arguments: Any) -> Any:
-            result = original(log, *arguments)
-            self._pending.setdefault(log, []).append((kind, *arguments))
-            return result
-
-        return changing
-
-    def _on_recover(self, original: Any, log: LogStore) -> Any:
-        found = original(log)
-        self.recovered(log, found)
-        return found
-
-    def _state_disk(self, store: StateStore) -> DiskModel | None:
-        owner = OWNER.get()
-        return None if owner is None else next((disk for disk in reversed(self.disks.values()) if disk.name == owner.name), None)
-
-    def _on_state_open(self, original: Any, store: StateStore, path: str, *arguments: Any, **named: Any) -> None:
-        original(store, path, *arguments, **named)
-        disk = self._state_disk(store)
-        if disk is not None:
-            index = store.applied().index
-            known = disk.state_index.get(path, 0)
-            self.check(index >= known, "H1", f"{path} on {disk.name} is at {index}, and was durable to {known}")
-            disk.state_index[path] = index
-
-    def _on_checkpoint(self, original: Any, store: StateStore) -> Any:
-        index = store.applied().index
-        result = original(store)
-        disk = self._state_disk(store)
-        if disk is not None and result.complete:
-            disk.state_index[store.path] = max(index, disk.state_index.get(store.path, 0))
-        return result
-
-    def _on_give_away(self, original: Any, moves: Moves, spared: Any) -> int:
-        given: int = original(moves, spared)
-        self.mark("leaderships were handed over because of a slow disk", given > 0 and moves._cluster.has_slow_disk)
-        return given
-
-    def _on_apply(self, original: Any, replica: Replica, committed: Any, now: float) -> None:
-        self.applying(replica, committed)
-        original(replica, committed, now)
-
-    def _on_members(self, original: Any, replica: Replica, conf_state: bytes) -> None:
-        is_start = "has_peers" not in replica.__dict__
-        original(replica, conf_state)
-        if not is_start:
-            self.took_members(replica)
-
-    def _on_role(self, original: Any, replica: Replica, role: int) -> None:
-        self.mark("a leader with writes under way stepped down", role != Role.LEADER and replica.in_flight > 0)
-        original(replica, role)
-
-    def _on_rest(self, original: Any, engine: Engine, rests: Sequence[Any]) -> Any:
-        awake = original(engine, rests)
-        self.mark("a member did not agree to rest", bool(awake))
-        self.mark("a group went to rest", len(awake) < len(rests))
-        return awake
-
-    def _on_wake(self, original: Any, engine: Engine, node: int) -> None:
-        resting = sum(replica.is_resting for replica in engine.replicas.values())
-        original(engine, node)
-        self.mark("a resting group lost its leader's node", resting > sum(replica.is_resting for replica in engine.replicas.values()))
-
-    def _on_drain(self, original: Any, engine: Engine, replica: Replica, persisted: int | None = None) -> None:
-        members = replica.conf_state
-        original(engine, replica, persisted)
-        self.drained(replica, members)
+def _state_path(shard: int, generation: str) -> str:
+    return f"data/state/{shard:05d}-{generation}.db"
 
 
 def _is_at(log: LogStore, file: int) -> bool:

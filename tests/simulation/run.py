@@ -25,6 +25,7 @@ from simulation.clients import Clients
 from simulation.faults import Faults
 from simulation.judge import Judge, Violated
 from simulation.loop import BEGIN_S, SimulatedLoop, run_simulated
+from simulation.watching import watching
 from simulation.world import ELECTION_TICKS, SHARDS, TICK_S, Life, World
 
 EVENTS = 20_000
@@ -71,7 +72,7 @@ def _simulate(seed: int, events: int, tell: Callable[[str], None] | None) -> See
         # By a generator of its own: what the other seeds do does not depend on it.
         world.give_archive(random.Random(seed))
     try:
-        with judge.watching():
+        with watching(judge):
             clients = run_simulated(loop, _run(world, judge, events))
         seen.operations, seen.acknowledged = clients.asked, clients.acknowledged
     except Violated as violation:

@@ -9,6 +9,7 @@ from simulation.faults import Faults
 from simulation.judge import Judge
 from simulation.loop import SimulatedLoop, run_simulated
 from simulation.run import form
+from simulation.watching import watching
 from simulation.world import Life, World
 from support.running_nodes import message
 
@@ -24,7 +25,7 @@ def tell(story: Callable[[World, Judge, Faults], Coroutine[Any, Any, None]], see
         await story(world, judge, Faults(world, judge))
 
     try:
-        with judge.watching():
+        with watching(judge):
             run_simulated(loop, run())
     finally:
         world.close()

@@ -57,6 +57,17 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "what the archive lost is looked for behind where it was believed to end",
+        "H6: the archive has everything, also after it was brought back from a backup",
+        (
+            (
+                BATCHES,
+                "batch.add(replica, context, limits, again.get(context_id, archived_upto(context.head, epoch)))",
+                "batch.add(replica, context, limits, archived_upto(context.head, epoch))",
+            ),
+        ),
+    ),
+    Mutant(
         "an erasure is noted before it is done",
         "SEMANTICS, Life of a context: purge reaches the archive",
         ((COPYING, _ERASE + _ERASED, _ERASED + _ERASE),),

@@ -164,6 +164,7 @@ MUTANTS = (
                 "        if result.complete:\n            replica.durable_index",
                 "        if True:\n            replica.durable_index",
             ),
+            (UPKEEP, "        return bool(result.complete)\n", "        return True\n"),
         ),
     ),
     Mutant(
