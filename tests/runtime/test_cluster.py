@@ -550,13 +550,50 @@ def test_s3_a_majority_that_comes_back_at_other_addresses_is_a_cluster_again(tmp
         await cluster.all_led()
         for place, node in enumerate(cluster.nodes):
             await persistent_append(cluster, "c", f"after {place}", place)
-            assert texts_of(await history(node.service, "c"))[-1] == f"after {place}"
+
+            async def shows(node: NodeLife = node, text: str = f"after {place}") -> bool:
+                return texts_of(await history(node.service, "c"))[-1] == text
+
+            await until(shows)
 
         async def is_known() -> bool:
             kept = {one.number: one.peer_address for one in (await cluster.look()).nodes}
             return kept == {cluster_of(node).number: f"127.0.0.1:{port}" for node, port in zip(cluster.nodes, cluster.ports, strict=True)}
 
         await until(is_known)
+        await cluster.stop()
+
+    run(check())
+
+
+def test_s3_a_member_that_waits_to_be_taken_in_again_is_no_stranger_to_those_of_whom_it_hears_meanwhile(tmp_path: Path) -> None:
+    """It holds no replica and waits for a majority; a node that has moved asks it the way, and it must not dial that one as nobody."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path).start(3)
+        waiting = await cluster.add()
+
+        async def is_kept() -> bool:
+            return waiting.node.log is not None and bool(waiting.node.log.nodes)
+
+        await until(is_kept)
+        await append(cluster.nodes[0].service, "c", "before")
+        for node in cluster.nodes:
+            await node.kill()
+        cluster.move(cluster.nodes[1], join=(3,))
+        starting = asyncio.create_task(waiting.start())
+        await cluster.nodes[1].start()
+        moved = f"127.0.0.1:{cluster.ports[1]}"
+
+        async def has_heard() -> bool:
+            membership = cluster_of(waiting).membership
+            return moved in [membership.peer_of(one) for one in membership.members()]
+
+        await until(has_heard)
+        await cluster.nodes[0].start()
+        await cluster.nodes[2].start()
+        await starting
+        await until(lambda: step(append(waiting.service, "c", "by way of the one that waited")))
         await cluster.stop()
 
     run(check())
@@ -712,7 +749,7 @@ def test_a_member_without_replicas_that_starts_again_is_the_member_that_it_was(t
     run(check())
 
 
-async def step(work: Awaitable[None]) -> bool:
+async def step(work: Awaitable[Any]) -> bool:
     await work
     return True
 

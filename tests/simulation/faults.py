@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from context_node.contexts.refusals import Refusal
@@ -15,6 +16,7 @@ from context_node.contexts.revisions import NEWEST
 from context_node.runtime.databases import StorageError
 from context_node.runtime.replica import Replica
 from context_node.runtime.state_rows import CheckpointResult
+from context_node.runtime.state_store import StateStore
 from context_node.runtime.upkeep import Upkeep
 from simulation.administrator import FACTOR, Administrator
 from simulation.clients import LOGS, WILD
@@ -275,9 +277,13 @@ class Faults:
         if life is None:
             return
         stores = [replica.store for replica in life.replicas if replica.failure is None]
+
+        def checkpoint(store: StateStore) -> CheckpointResult:
+            self.judge.mark("a checkpoint was not complete")
+            return CheckpointResult(False, store.applied().index)
+
         for store in stores:
-            vars(store)["checkpoint"] = lambda store=store: CheckpointResult(False, store.applied().index)
-        self.judge.mark("a checkpoint was not complete", bool(stores))
+            vars(store)["checkpoint"] = partial(checkpoint, store)
         await self._checkpoint()
         await asyncio.sleep(self._random.random() * 2)
         for store in stores:

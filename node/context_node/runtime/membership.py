@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from context_node.contexts.cluster import AdvanceEpoch, ClusterState, MarkNode, NodeRecord, RaiseLevel, RegisterNode, SetReplication
-from context_node.contexts.refusals import Refusal, Unprocessable
+from context_node.contexts.refusals import Refusal, Unavailable, Unprocessable
 from context_node.contexts.replies import NodeNumber
 from context_node.runtime import calls
 from context_node.runtime.calls import Member, Welcome
@@ -73,14 +73,21 @@ class Membership:
         self._told_level = max(self._told_level, level)
 
     def hear_address(self, store: str, said: str) -> None:
-        """A member says where it is dialed now. It is believed before the log says it: where a majority of the nodes came back at other
-        addresses at once, the log cannot say it until they are dialed there."""
+        """A member says where it is dialed now; a version that does not say gives nothing, and is where the log says. It is believed before
+        the log says it: where a majority of the nodes came back at other addresses at once, the log cannot say it until they are dialed."""
         known = next((node for node in self.members() if node.store == store), None)
-        if known is None or not said or said == self.peer_of(known):
+        if known is None or (before := self.peer_of(known)) == said:
             return
-        logger.info("%s is dialed at %s now, no longer at %s", known.name, said, self.peer_of(known))
-        self._moved[known.number] = (said, known.peer)
-        self._cluster.connect_all()
+        if said:
+            self._moved[known.number] = (said, known.peer)
+        else:
+            self._moved.pop(known.number, None)
+        if (now := self.peer_of(known)) == before:
+            return
+        logger.info("%s is dialed at %s now, no longer at %s", known.name, now, before)
+        if self._cluster.number:
+            # Who is no member yet would be connected as nobody, and heard by nobody.
+            self._cluster.connect_all()
 
     def peer_of(self, node: NodeRecord) -> str:
         """Where a member is dialed (`host:port`): what the log says, unless the member has said something else since."""
@@ -116,7 +123,7 @@ class Membership:
 
     def _peers_to_ask(self) -> list[str]:
         store, advertised = self._cluster.transport.identity.store, self._cluster.advertised
-        known = [self.peer_of(node) for node in self._told_nodes if node.store != store]
+        known = [self.peer_of(node) for node in self.members() if node.store != store]
         return [peer for peer in dict.fromkeys((*self._cluster.options.join, *known)) if peer != advertised]
 
     async def _ask_to_join(self, peer: str) -> Welcome:
@@ -124,26 +131,34 @@ class Membership:
         data = await self._cluster.transport.request_address(host, port, calls.encode_question("join", (self._me(),)), 10.0)
         return cast(Welcome, calls.decode_answer("join", data))
 
-    async def check_membership(self) -> Welcome | None:
-        """Ask whoever answers whether this store is a member still: one that was removed is heard by nobody. None if nobody knew. Raises
-        `StoreRemoved`."""
+    async def check_membership(self) -> None:
+        """Ask whoever answers whether this store is a member still: one that was removed is heard by nobody. Raises `StoreRemoved`."""
         for peer in self._peers_to_ask():
-            try:
-                return await self._ask_to_join(peer)
-            except (PeerUnavailable, PeerLost, PeerRefused, Refusal, OSError) as error:
-                _check_refusal(error)
-        return None
+            if await self._pass_on(peer) is not None:
+                return
+
+    async def _pass_on(self, peer: str) -> Welcome | None:
+        """Ask to be registered by way of whoever listens there; None if that did not work. Raises what cannot be waited for."""
+        try:
+            return await self._ask_to_join(peer)
+        except (PeerUnavailable, PeerLost, PeerRefused, Refusal, OSError) as error:
+            _check_refusal(error)
+            return None
 
     async def run_registration(self) -> None:
         """Have the system group know this node's addresses. Ends when it does."""
+        rounds = 0
         while True:
             try:
                 welcome = cast(Welcome, await self._cluster.call_leader(SYSTEM_SHARD, "join", (self._me(),)))
             except Refusal as refusal:
                 _check_refusal(refusal)
                 logger.info("not registered yet: %s", refusal.message)
-                # The leader may be where this node cannot dial it, as it has moved too; whoever can passes it on.
-                asked = await self.check_membership()
+                # The leader may be where this node cannot dial it, as it has moved too; whoever can passes it on. One is asked at a time:
+                # addresses at which nobody is take long.
+                peers = self._peers_to_ask()
+                asked = await self._pass_on(peers[rounds % len(peers)]) if peers else None
+                rounds += 1
                 if asked is None:
                     await asyncio.sleep(0.5)
                     continue
@@ -248,6 +263,9 @@ class Membership:
         return Welcome(number, cluster_id, self._node.options.shards, nodes)
 
     async def _nodes_call(self) -> tuple[NodeRecord, ...]:
+        if not self.holds_system():
+            # Two that were only told would tell each other the same for ever.
+            raise Unavailable("This node was only told who the members are; ask another.")
         return tuple(self.members())
 
     async def _mark_node(self, epoch: int, number: int, cordoned: bool | None, draining: bool | None, removed: bool | None) -> None:
