@@ -104,11 +104,11 @@ class Membership:
         """Ask the nodes of `join`, and the members that were known last, in turn, until one answers. The same store gets the same number
         each time. Raises RuntimeError if there is nobody to ask."""
         complaint = ""
-        peers = self._peers_to_ask()
-        if not peers:
+        if not self._peers_to_ask():
             raise RuntimeError("This node holds no replicas and knows no other node of its cluster; start it with --join HOST:PORT.")
         while True:
-            for peer in peers:
+            # Anew each time: meanwhile some may say that they have moved.
+            for peer in self._peers_to_ask():
                 try:
                     welcome = await self._ask_to_join(peer)
                 except (PeerUnavailable, PeerLost, PeerRefused, Refusal, OSError) as error:
