@@ -12,7 +12,7 @@ cluster of three nodes. Postgres syncs every commit; of `peak` and `pair` it is 
     bench/archive.py [peak pair copy cold restore] [--rounds 8] [--seconds 10] [--pairs 2] [--control] [--rate 0] [--nice 0]
                      [--postgres-dir /dev/shm] [--messages 1000000] [--tail-keep 1000]
 
-Needs Go, which builds the load.
+Each turn is told on standard error. Needs Go, which builds the load.
 """
 
 import argparse
@@ -51,8 +51,9 @@ SETTLE_S = 6.0
 """Nodes keep effects in memory for up to 5 s before they store them. A cluster with an archive has stored its own by then; one
 without goes on in the turn of the other, which with turns of 2.5 s and no pause made a ratio of 2.8 of one of 1.5."""
 
-LEAD_S = 5.0
-"""A turn is measured once it has gone on for so long, when as much is archived as comes: what comes first waits for the next round."""
+LEAD_S = 6.0
+"""A turn is measured once it has gone on for so long, when as much is archived as comes: what comes first waits for the next round,
+which begins every 5 s (`archive_flush_s`)."""
 
 ON, STOPPED, OFF = "archive on", "Postgres stopped", "archive off"
 
@@ -223,7 +224,11 @@ def rounds(pair: Pair, work: str, options: argparse.Namespace, sides: dict[str, 
     orders = itertools.cycle(itertools.permutations(sides))
     for number in range(max(1, options.rounds // options.pairs) + 1):
         for kind in next(orders):
-            one_round(pair, kind, work, options.connections, options.seconds, rate, sides[kind] if number else Side())
+            side = sides[kind] if number else Side()
+            one_round(pair, kind, work, options.connections, options.seconds, rate, side)
+            what = "warm-up" if side is not sides[kind] else f"turn {len(side.rates)}"
+            told = f"{work}, {what}: {kind} {side.rates[-1]:,.0f}/s, p50 {side.p50_ms[-1]:.1f} ms, p99 {side.p99_ms[-1]:.1f} ms"
+            print(told, file=sys.stderr, flush=True)
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -315,6 +320,8 @@ def main() -> int:
     options = parser.parse_args()
     parts = options.parts or ["peak", "pair", "copy", *(["cold"] if options.tail_keep is not None else [])]
     build_peers("load")
+    # A timeout around it ends the servers too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(f"load average at the start: {', '.join(f'{one:.2f}' for one in os.getloadavg())} on {os.cpu_count()} cores", flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-archive-") as name:
         folder = Path(name)

@@ -295,7 +295,7 @@ class Settings:
         reason="schema of the archive's tables, made if missing; a cluster needs one of its own",
     )
     archive_flush_s: float = setting(
-        2.0, group=ARCHIVE, unit="s", low=0.01, high=3600,
+        5.0, group=ARCHIVE, unit="s", low=0.01, high=3600,
         reason="how long messages wait to be copied together; shorter: less to lose with the cluster, more transactions that writers feel",
     )
     archive_batch_messages: int = setting(

@@ -117,6 +117,29 @@ def test_a_shard_with_more_goes_on_by_itself_and_hurries_the_others_only_if_it_i
     asyncio.run(check())
 
 
+def test_the_turns_of_a_round_are_spread_over_the_whole_flush_interval() -> None:
+    """Not in a burst at its beginning, behind which everybody who writes would wait."""
+
+    class Noting(Archiver):
+        async def _turn(self, replica: Any, after_s: float) -> Turn:
+            begun[replica.shard] = after_s
+            return Turn()
+
+    begun: dict[int, float] = {}
+
+    async def check() -> None:
+        options, shards = ArchiverOptions(), ShardDirectory(10)
+        shards.open({shard: led_replica(shard) for shard in range(10)})
+        archiver = Noting(shards, Moody(failures=0), options, cluster_id=lambda: "c" * 32, now_ms=lambda: 0, jitter=lambda: 0.0)
+        running = asyncio.create_task(archiver.run())
+        await until(lambda: len(begun) == 10, "all shards to have their turn")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert [round(begun[shard], 6) for shard in range(10)] == [round(0.08 * shard * options.flush_s, 6) for shard in range(10)]
+
+    asyncio.run(check())
+
+
 def test_a_turn_that_fails_behind_a_good_batch_makes_its_shard_late_and_nothing_else() -> None:
     """What it wrote counts: the connection is good, and the others' turns go on."""
 

@@ -29,7 +29,7 @@ SCANNED_AT_ONCE = 200
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.5, 60.0
 
-SPREAD, SPREAD_MAX_S = 0.8, 2.0
+SPREAD, SPREAD_MAX_S = 0.8, 5.0
 """The turns of a round begin over this share of the flush interval, or of so many seconds."""
 
 BATCHES_AT_ONCE = 4
@@ -57,7 +57,7 @@ class ArchiverOptions:
     """Every `flush_s` what has come is copied; `shards_at_once` write beside each other. With more than `lag_warn_bytes` waiting the
     archive counts as late, however well Postgres answers."""
 
-    flush_s: float = 2.0
+    flush_s: float = 5.0
     limits: BatchLimits = field(default_factory=BatchLimits)
     lag_warn_bytes: int = 1 << 30
     shards_at_once: int = 4
