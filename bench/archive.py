@@ -226,7 +226,7 @@ def rounds(pair: Pair, work: str, options: argparse.Namespace, sides: dict[str, 
         for kind in next(orders):
             side = sides[kind] if number else Side()
             one_round(pair, kind, work, options.connections, options.seconds, rate, side)
-            what = "warm-up" if side is not sides[kind] else f"turn {len(side.rates)}"
+            what = f"turn {len(side.rates)}" if number else "warm-up"
             told = f"{work}, {what}: {kind} {side.rates[-1]:,.0f}/s, p50 {side.p50_ms[-1]:.1f} ms, p99 {side.p99_ms[-1]:.1f} ms"
             print(told, file=sys.stderr, flush=True)
 
