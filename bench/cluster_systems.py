@@ -28,6 +28,7 @@ TEXT = 2 * "A message of an ordinary length, as people and models write them to 
 NODES = 3
 OURS, OURS_IN_ONE = "ours", "ours/1"
 READY_S = 60.0
+LOG_LINES = 40
 
 
 @dataclass
@@ -98,6 +99,10 @@ def started(
             with (folder / f"{name}{number}.log").open("wb") as log:
                 processes.append(subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})}))
         yield processes
+    except BaseException:
+        for number in range(len(processes)):
+            _tell_end(folder / f"{name}{number}.log")
+        raise
     finally:
         for process in processes:
             process.terminate()
@@ -107,6 +112,12 @@ def started(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _tell_end(log: Path) -> None:
+    """The last that a server said, for whoever wants to know why the benchmark stopped: its folder is about to be removed."""
+    lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    print(f"--- the end of {log.name}", *lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def ask(url: str, body: object = None) -> tuple[Any, Any]:

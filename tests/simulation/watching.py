@@ -16,6 +16,7 @@ from context_node.runtime import holdings
 from context_node.runtime.engine import Engine
 from context_node.runtime.log_store import LogStore
 from context_node.runtime.moving import Moves
+from context_node.runtime.proposals import Proposal, Proposals
 from context_node.runtime.replica import Replica
 from context_node.runtime.state_store import StateStore
 from simulation.judge import Judge
@@ -50,6 +51,7 @@ def watching(judge: Judge) -> Iterator[None]:
         wrap(Replica, "apply", watch.apply)
         wrap(Replica, "_take_members", watch.members)
         wrap(Replica, "note_role", watch.role)
+        wrap(Proposals, "done", watch.done)
         wrap(Engine, "receive", watch.receive)
         wrap(Engine, "remove", watch.remove)
         wrap(Engine, "_drain", watch.drain)
@@ -125,6 +127,11 @@ class _Watch:
     def role(self, original: Any, replica: Replica, role: int) -> None:
         self.judge.mark("a leader with writes under way stepped down", role != Role.LEADER and replica.in_flight > 0)
         original(replica, role)
+
+    def done(self, original: Any, proposals: Proposals, index: int, proposal: Proposal) -> None:
+        is_well = proposal.since is not None and proposal.reply.done() and not proposal.reply.cancelled()
+        self.judge.mark("a write outlived the leadership of its leader and was answered", is_well)
+        original(proposals, index, proposal)
 
     def receive(self, original: Any, engine: Engine, node: int, messages: Sequence[tuple[int, bytes]]) -> None:
         for shard, message in messages:

@@ -21,6 +21,7 @@ from context_node.runtime import calls
 from context_node.runtime.calls import Follower, NodeStatus, ReplicaStatus
 from context_node.runtime.membership import Membership, address
 from context_node.runtime.not_here import NotHere
+from context_node.runtime.pauses import Pauses
 from context_node.runtime.quiescence import Rest, Watch
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import node_of
@@ -122,6 +123,7 @@ class Cluster:
         self._now_ms = now_ms
         self._make_transport = make_transport
         self._watch = Watch(options.election_ticks)
+        self.pauses = Pauses(options.tick_s * options.election_ticks)
         self._asked = 0
         self._told = b""
         self._tell_soon = asyncio.Event()
@@ -191,6 +193,7 @@ class Cluster:
         while True:
             due = max(due + self.options.tick_s, loop.time())
             await asyncio.sleep(due - loop.time())
+            self.pauses.note(loop.time() - due)
             ticks += 1
             engine = self._node.engine
             if engine is None or engine.is_failed:
@@ -206,6 +209,7 @@ class Cluster:
                 engine.has_new_leader = False
                 self._tell_soon.set()
                 self.news.set()
+            engine.leaderships.tell(logger)
             for node in self._watch.tick():
                 engine.wake_led_by(node)
 

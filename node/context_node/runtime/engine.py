@@ -19,6 +19,7 @@ from typing import Any
 from context_node.contexts.revisions import NewerRevision
 from context_node.raft import BadMessage, MessageKind, Ready, Role, peek_message
 from context_node.runtime.databases import DiskFull, StorageError
+from context_node.runtime.leaderships import Leaderships
 from context_node.runtime.log_store import LogStore
 from context_node.runtime.quiescence import Rest, agrees, led_by, rest_of
 from context_node.runtime.replica import Replica
@@ -63,6 +64,7 @@ class Engine:
     ) -> None:
         self.replicas: dict[int, Replica] = {}
         self.counters = EngineCounters()
+        self.leaderships = Leaderships()
         self.disk = DiskWatch(slow_disk_s)
         self.failure: BaseException | None = None
         self._loop = loop
@@ -103,6 +105,7 @@ class Engine:
     def remove(self, replica: Replica, reason: str) -> None:
         """Stop driving a replica and forget what it gathered. Who asks it is told `reason` until `add` puts another in its place."""
         replica.fail(reason)
+        self.leaderships.forget(replica)
         self._gathered = [(shard, record) for shard, record in self._gathered if shard != replica.shard]
         self._promises = [(other, number) for other, number in self._promises if other is not replica]
 
@@ -193,6 +196,14 @@ class Engine:
             except Exception as error:
                 self._stopped(replica, error)
 
+    def hand_over(self, replica: Replica, to: int) -> bool:
+        """Have a leader give its leadership to the member `to`. False: that is no voter, or on its way to lead already."""
+        if not replica.group.transfer_leader(to):
+            return False
+        self.leaderships.hands_over(replica, to)
+        self.queue(replica)
+        return True
+
     def lost(self, node: int) -> None:
         """Messages to this node were lost: leaders probe its replicas before they stream to them again."""
         for replica in self.replicas.values():
@@ -227,6 +238,8 @@ class Engine:
                     self._address(replica.shard, replica.held_messages.pop(0)[1])
             replica.ask_reads(self._boot)
             while (ready := group.ready()) is not None:
+                if ready.soft_state is not None:
+                    self._take_role(replica, *ready.soft_state)
                 if replica.has_peers and not self._talk(replica, ready):
                     return
                 if ready.log_record or ready.committed or ready.read_states:
@@ -245,11 +258,13 @@ class Engine:
         except Exception as error:
             self._stopped(replica, error)
 
+    def _take_role(self, replica: Replica, leader: int, role: int) -> None:
+        self.leaderships.note(replica, leader, role)
+        replica.note_role(role)
+        self.has_new_leader |= role == Role.LEADER
+
     def _talk(self, replica: Replica, ready: Ready) -> bool:
         """What a Ready asks of other nodes. False: it replaces the replica's state, and nothing else may be done with it."""
-        if ready.soft_state is not None:
-            replica.note_role(ready.soft_state[1])
-            self.has_new_leader |= ready.soft_state[1] == Role.LEADER
         if ready.snapshot is not None:
             replica.is_installing = True
             self._on_snapshot(replica, ready)

@@ -40,6 +40,14 @@ class NodeMetrics(Collector):
         yield gauge("disk_slow", "1 while this node's disk is slow and what it leads is handed over.", int(is_slow))
         yield gauge("shards_led", "Groups that this node leads.", sum(one.failure is None and one.group.is_leader for one in replicas))
         yield gauge("shards_resting", "Groups that rest, having nothing to do.", sum(one.is_resting for one in replicas))
+        changes = engine.leaderships
+        yield counter("leaderships_gained", "Groups that this node has begun to lead.", changes.gained)
+        lost = CounterMetricFamily("contextstore_leaderships_lost", "Groups that it has ceased to lead, by why.", labels=["reason"])
+        for reason, count in changes.lost.items():
+            lost.add_metric([reason.value], count)
+        yield lost
+        pauses = node.cluster.pauses.count if node.cluster is not None else 0
+        yield counter("pauses", "Times at which this node stood still for more than half of an election timeout.", pauses)
         moves = node.moves
         yield counter("snapshots_taken", "Snapshots made for replicas elsewhere.", moves.taken if moves else 0)
         yield counter("snapshots_installed", "Snapshots that replaced a replica's state here.", moves.installed if moves else 0)

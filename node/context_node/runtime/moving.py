@@ -179,9 +179,8 @@ class Moves:
         to = next((voter for voter in leader.members.voters if node_of(voter) == node), None)
         if to is None:
             raise Unprocessable(f"Node {node} has no voter of shard {shard}.", shard=shard, node=node)
-        leader.group.transfer_leader(to)
         if self._node.engine is not None:
-            self._node.engine.queue(leader)
+            self._node.engine.hand_over(leader, to)
         until = self._loop.time() + CHANGE_TIMEOUT_S
         while leader.group.is_leader:
             if self._loop.time() > until:
@@ -189,13 +188,13 @@ class Moves:
             await asyncio.sleep(0.01)
 
     async def hand_over(self) -> None:
-        """Give every leadership to the follower that is closest behind, so that nobody waits for an election when this node stops. What
-        nobody can take stays: a node alone has nobody to give it to."""
+        """Give every leadership to the follower that is closest behind, so that nobody waits for an election when this node stops, and
+        wait for the answers to writes under way. What nobody can take stays: a node alone has nobody to give it to."""
         until = self._loop.time() + HAND_OVER_S
         self._give_away({})
         while self._loop.time() < until:
-            led = [each for each in self._node.shards.all() if each.failure is None and each.group.is_leader and not each.is_only_voter]
-            if not led:
+            held = [each for each in self._node.shards.all() if each.failure is None and not each.is_only_voter]
+            if not any(each.group.is_leader or each.in_flight for each in held):
                 return
             await asyncio.sleep(0.01)
 
@@ -227,9 +226,8 @@ class Moves:
             others = [one for one in progress if one.recent_active and one.replica_id in voters and one.replica_id != own]
             able = [one for one in others if not spared.get(node_of(one.replica_id), False)]
             best = max(able, key=lambda one: one.match_index, default=None)
-            if best is not None and replica.group.transfer_leader(best.replica_id):
+            if best is not None and engine.hand_over(replica, best.replica_id):
                 given += 1
-                engine.queue(replica)
         return given
 
     def _heard_of(self, node: int, led: Led) -> None:

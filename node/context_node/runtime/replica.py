@@ -24,12 +24,13 @@ from context_node.contexts.commands import (
 )
 from context_node.contexts.context import Context, IdRow, read_context
 from context_node.contexts.machine import NOTHING_FOUND, Event, Found, Machine
-from context_node.contexts.refusals import OutcomeUnknown, Overloaded, Unavailable
+from context_node.contexts.refusals import Overloaded, Unavailable
 from context_node.contexts.replies import Reply
 from context_node.contexts.revisions import NEWEST, NewerRevision, revision_of
 from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDropped, Role
 from context_node.runtime.databases import StorageError
 from context_node.runtime.not_here import NotHere
+from context_node.runtime.proposals import Proposal, Proposals
 from context_node.runtime.shards import node_of
 from context_node.runtime.state_store import StateStore
 from context_node.runtime.storing import key_row, state_changes
@@ -55,15 +56,6 @@ class Reader:
 
     answer: "asyncio.Future[None]"
     since: int
-
-
-@dataclass(slots=True)
-class Pending:
-    """A proposal on its way: the term it was proposed in, the command, and who waits for the reply."""
-
-    term: int
-    command: Command
-    reply: "asyncio.Future[Reply]"
 
 
 class Replica:
@@ -103,7 +95,6 @@ class Replica:
         # Held while the database's files are scrubbed: a flush would find it locked.
         self.storing = asyncio.Lock()
         self.dirty_since: float | None = None
-        self.queued_bytes = 0
         self.queued_bytes_max = 8 << 20
         self.failure: str | None = None
         self.write_refusal: str | None = None
@@ -119,7 +110,7 @@ class Replica:
         self._on_work = on_work
         self._on_event = on_event
         self._on_storage_error = on_storage_error
-        self._pending: dict[int, Pending] = {}
+        self._proposals = Proposals()
         self._readers: list[Reader] = []
         self._reads_asked = 0
         self._reads: dict[bytes, tuple[int, list[Reader]]] = {}
@@ -154,7 +145,7 @@ class Replica:
         if (revision := revision_of(command)) > self.level():
             raise AssertionError(f"{type(command).__name__} is of revision {revision}, above the feature level {self.level()}")
         data = encode_command(command)
-        if self.queued_bytes + len(data) > self.queued_bytes_max and self._pending:
+        if self.queued_bytes + len(data) > self.queued_bytes_max and self._proposals.queued_bytes:
             raise Overloaded("Too many writes are under way in this shard; try again shortly.", retry_after_s=1)
         try:
             index, term = self.group.propose(data)
@@ -166,8 +157,7 @@ class Replica:
             raise Overloaded("Too many writes are under way in this shard; try again shortly.", retry_after_s=1) from None
         if reply is None:
             reply = self._loop.create_future()
-        self._pending[index] = Pending(term, command, reply)
-        self.queued_bytes += len(data)
+        self._proposals.add(index, Proposal(term, command, len(data), reply))
         self._on_work(self)
         return reply
 
@@ -236,6 +226,7 @@ class Replica:
         """One step of time: for Raft, and for reads whose question or answer was lost."""
         self._ticks += 1
         self.idle_ticks += 1
+        self._proposals.tick(self._ticks)
         if self.failure is not None or self.is_installing:
             return
         if self._reads or self._readers or self._ahead:
@@ -278,32 +269,25 @@ class Replica:
         return False
 
     def note_role(self, role: int) -> None:
-        """Raft says what this replica is now. Writes of a leader that is none any more have an unknown outcome (P4): their entries may be
-        replaced, and then nobody would hear of them."""
-        if role != Role.LEADER and self._pending:
-            for pending in self._pending.values():
-                if not pending.reply.done():
-                    pending.reply.set_exception(outcome_unknown())
-            self._pending.clear()
-            self.queued_bytes = 0
+        """Raft says what this replica is now."""
+        if role != Role.LEADER:
+            self._proposals.outlive(self._ticks)
 
     def apply(self, committed: Sequence[tuple[int, int, int, bytes]], now: float) -> None:
         """Apply committed entries in order, and answer those who proposed them here."""
         for index, term, kind, data in committed:
-            pending = self._pending.get(index)
+            proposal = self._proposals.at(index)
             if kind != EntryKind.NORMAL:
                 self._take_members(self.group.apply_conf_change(index))
                 self.members_index = index
             elif data:
-                self._apply_command(index, term, data, pending)
+                self._apply_command(index, term, data, proposal)
             self.applied_index, self.applied_term = index, term
             if self._compared is not None:
                 mark, self._compared = self._compared, None
                 self.on_compared(mark)
-            if pending is not None:
-                # Only now: had applying raised, `fail` would answer it.
-                del self._pending[index]
-                self.queued_bytes -= len(data)
+            if proposal is not None:
+                self._proposals.done(index, proposal)
         if committed:
             self.group.applied(self.applied_index)
             if self._ahead:
@@ -311,9 +295,9 @@ class Replica:
             if self.dirty_since is None:
                 self.dirty_since = now
 
-    def _apply_command(self, index: int, term: int, data: bytes, pending: Pending | None) -> None:
-        is_own = pending is not None and pending.term == term
-        command = pending.command if pending is not None and is_own else self._understood(data)
+    def _apply_command(self, index: int, term: int, data: bytes, proposal: Proposal | None) -> None:
+        is_own = proposal is not None and proposal.term == term
+        command = proposal.command if proposal is not None and is_own else self._understood(data)
         reply, event = self.machine.apply(index, command, self._found(command))
         if event is not None:
             self._on_event(self, event)
@@ -321,13 +305,8 @@ class Replica:
             self._on_event(self, Event("configured", command.context_id))
         elif type(command) is Compare:
             self._compared = command.mark
-        if pending is None or pending.reply.done():
-            return
-        if is_own:
-            pending.reply.set_result(reply)
-        else:
-            # P13: another leader's entry took this place. Whether ours is elsewhere in the log is not ours to guess.
-            pending.reply.set_exception(outcome_unknown())
+        if proposal is not None and is_own and not proposal.reply.done():
+            proposal.reply.set_result(reply)
 
     def _understood(self, data: bytes) -> Command:
         """The command in an entry. Raises `NewerRevision`: it must neither be skipped nor guessed."""
@@ -342,10 +321,7 @@ class Replica:
     def refuse_writes(self, reason: str) -> None:
         """The node cannot keep what it would acknowledge. Writes under way have an unknown outcome (P10); what is applied can be read."""
         self.write_refusal = reason
-        for pending in self._pending.values():
-            if not pending.reply.done():
-                pending.reply.set_exception(outcome_unknown())
-        self._pending.clear()
+        self._proposals.give_up()
 
     def fail(self, reason: str) -> None:
         """Stop answering at all."""
@@ -392,13 +368,18 @@ class Replica:
     def is_at_peace(self) -> bool:
         """Whether nobody waits for anything here."""
         return not (
-            self._pending or self._readers or self._reads or self._ahead or self._announced or self.held_messages or self.is_queued
+            self._proposals or self._readers or self._reads or self._ahead or self._announced or self.held_messages or self.is_queued
         ) and not (self.is_installing or self.failure is not None)
 
     @property
     def in_flight(self) -> int:
         """Proposals that wait for their reply."""
-        return len(self._pending)
+        return len(self._proposals)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of those that were proposed while this replica led and leads."""
+        return self._proposals.queued_bytes
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
@@ -467,7 +448,3 @@ class Replica:
         machine.changes = type(machine.changes)()
         self.stored_index, self.stored_term = self.applied_index, self.applied_term
         self.dirty_since = None
-
-
-def outcome_unknown() -> OutcomeUnknown:
-    return OutcomeUnknown("The write may or may not have been kept; retry with the same Idempotency-Key to find out.")

@@ -3,6 +3,7 @@
 from support.planted import Mutant
 
 REPLICA = "context_node.runtime.replica"
+PROPOSALS = "context_node.runtime.proposals"
 ENGINE = "context_node.runtime.engine"
 CLUSTER = "context_node.runtime.cluster"
 UPKEEP = "context_node.runtime.upkeep"
@@ -57,20 +58,15 @@ MUTANTS = (
         (
             (
                 REPLICA,
-                "            # P13: another leader's entry took this place. Whether ours is elsewhere in the log is not ours to guess.\n"
-                "            pending.reply.set_exception(outcome_unknown())\n",
-                "            pending.reply.set_result(reply)\n",
+                "        if proposal is not None and is_own and not proposal.reply.done():\n",
+                "        if proposal is not None and not proposal.reply.done():\n",
             ),
-            (REPLICA, "        if role != Role.LEADER and self._pending:\n", "        if False:\n"),
         ),
     ),
     Mutant(
         "a proposal is recognized by its index alone",
         "P13; I5",
-        (
-            (REPLICA, "is_own = pending is not None and pending.term == term", "is_own = pending is not None"),
-            (REPLICA, "        if role != Role.LEADER and self._pending:\n", "        if False:\n"),
-        ),
+        ((REPLICA, "is_own = proposal is not None and proposal.term == term", "is_own = proposal is not None"),),
     ),
     Mutant(
         "a leader that steps down tells its writers that all is well",
@@ -78,13 +74,22 @@ MUTANTS = (
         (
             (
                 REPLICA,
-                "            for pending in self._pending.values():\n                if not pending.reply.done():\n"
-                "                    pending.reply.set_exception(outcome_unknown())\n            self._pending.clear()\n            self.queued_bytes = 0\n",
-                "            for index, pending in self._pending.items():\n                if not pending.reply.done():\n"
-                "                    reply, _ = self.machine.apply(index, pending.command, self._found(pending.command))\n"
-                "                    pending.reply.set_result(reply)\n            self._pending.clear()\n            self.queued_bytes = 0\n",
+                "            self._proposals.outlive(self._ticks)\n",
+                "            for index, one in self._proposals._waiting.items():\n                if not one.reply.done():\n"
+                "                    reply, _ = self.machine.apply(index, one.command, self._found(one.command))\n"
+                "                    one.reply.set_result(reply)\n            self._proposals.outlive(self._ticks)\n",
             ),
         ),
+    ),
+    Mutant(
+        "a write whose place another leader's entry took hears nothing",
+        "P4, P13",
+        ((PROPOSALS, "        _give_up(proposal)\n        del self._waiting[index]\n", "        del self._waiting[index]\n"),),
+    ),
+    Mutant(
+        "a write outlives its leader's leadership for ever",
+        "P4",
+        ((REPLICA, "        self._proposals.tick(self._ticks)\n", ""),),
     ),
     Mutant(
         "a write is answered when it is in the leader's own log",
@@ -93,7 +98,7 @@ MUTANTS = (
             (
                 ENGINE,
                 "                if ready.committed:\n",
-                "                for waiting in list(replica._pending.values()):\n"
+                "                for waiting in list(replica._proposals._waiting.values()):\n"
                 "                    if not waiting.reply.done() and type(waiting.command).__name__ == 'AppendMessages':\n"
                 "                        found = replica._found(waiting.command)\n"
                 "                        held = replica.machine.contexts.get(waiting.command.context_id)\n"

@@ -1,0 +1,188 @@
+"""P4: who leads next may change under load. Writers are told what became of their writes, and the log says why it changed."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from context_node.contexts.refusals import Refusal
+from context_node.contexts.requests import Append
+from context_node.raft._core import sync_file
+from context_node.runtime.leaderships import Loss
+from context_node.runtime.pauses import Pauses
+from context_node.runtime.shards import SYSTEM_SHARD
+from support.clusters import TestCluster, until
+from support.running_nodes import NodeLife, history, message, run, texts_of
+
+WRITERS = 16
+
+
+class Writers:
+    """Many that append to one context through one node, without a key, so that each refusal counts."""
+
+    def __init__(self, node: NodeLife, context_id: str) -> None:
+        self.said: list[str] = []
+        self.refusals: list[Refusal] = []
+        self._node, self._context_id = node, context_id
+        self._is_over = False
+        self._tasks = [asyncio.create_task(self._write(number)) for number in range(WRITERS)]
+
+    async def _write(self, writer: int) -> None:
+        number = 0
+        while not self._is_over:
+            number += 1
+            text = f"{writer} {number}"
+            try:
+                await self._node.service.append(self._context_id, Append([message(text)], create=True))
+                self.said.append(text)
+            except Refusal as refusal:
+                self.refusals.append(refusal)
+                await asyncio.sleep(0.01)
+
+    async def until_more(self, count: int) -> None:
+        wanted = len(self.said) + count
+
+        async def are_more() -> bool:
+            return len(self.said) >= wanted
+
+        await until(are_more)
+
+    async def end(self) -> None:
+        self._is_over = True
+        await asyncio.gather(*self._tasks)
+
+
+class SlowDisks:
+    """Syncs of some nodes wait until they may end: what those nodes are sent is not theirs until then."""
+
+    def __init__(self, nodes: Iterable[NodeLife]) -> None:
+        self._may_end = threading.Event()
+        self._may_end.set()
+        for node in nodes:
+            worker: Any = node.engine._worker
+            worker.sync = lambda file, outcome, worker=worker: worker.submit(lambda: self._sync(file), outcome)
+
+    def _sync(self, file: int) -> None:
+        self._may_end.wait()
+        sync_file(file)
+
+    def hold(self) -> None:
+        self._may_end.clear()
+
+    def let_go(self) -> None:
+        self._may_end.set()
+
+
+async def appended(node: NodeLife, text: str) -> None:
+    await node.service.append("c", Append([message(text)], create=True))
+
+
+async def transfer(cluster: TestCluster, shard: int, to: NodeLife) -> None:
+    admin = cluster.nodes[0].node.admin
+    assert admin is not None and to.node.cluster is not None
+    await admin.transfer_leader(shard, to.node.cluster.number)
+
+
+async def write_and_hand_over(cluster: TestCluster, leave: Callable[[NodeLife], Awaitable[None]]) -> None:
+    """A leader has writes under way that only the node to lead next has on its disk, and ceases to lead."""
+    leader = await cluster.leader(0)
+    successor = cluster.nodes[cluster.nodes.index(leader) - 1]
+    other = next(node for node in cluster.nodes if node not in (leader, successor))
+    await appended(leader, "before")
+    # Then shard 0 is all that a stopping leader has to give away.
+    await transfer(cluster, SYSTEM_SHARD, successor)
+    await until(cluster.is_quiet)
+    disks = SlowDisks((leader, other))
+    disks.hold()
+    texts = [f"text {number}" for number in range(WRITERS)]
+    writes = [asyncio.create_task(appended(other if number % 2 else leader, text)) for number, text in enumerate(texts)]
+
+    async def are_at_the_successor() -> bool:
+        held, led = successor.engine.replicas[0].group.status(), leader.engine.replicas[0]
+        return led.in_flight == WRITERS and held.persisted == held.last_index == led.group.last_index
+
+    await until(are_at_the_successor)
+    leaving = asyncio.create_task(leave(leader))
+
+    async def leads_no_more() -> bool:
+        return not leader.engine.replicas[0].group.is_leader
+
+    try:
+        await until(leads_no_more)
+        ticks = leader.engine.replicas[0]._ticks
+
+        async def goes_on() -> bool:
+            return leader.engine.replicas[0]._ticks > ticks + 3
+
+        await until(goes_on)
+        assert leader.engine.leaderships.lost[Loss.HANDED_OVER] >= 1
+        assert not any(write.done() for write in writes), "a write was answered that no majority has"
+    finally:
+        disks.let_go()
+    await asyncio.gather(*writes, leaving)
+    await cluster.leader(0)
+    await until(cluster.is_quiet)
+    for node in cluster.alive:
+        assert sorted(texts_of(await history(node.service, "c"))) == sorted(["before", *texts])
+    await cluster.stop()
+
+
+def test_p4_writes_under_way_are_answered_when_their_leader_hands_over(tmp_path: Path) -> None:
+    """Whoever leads next has them and commits them, so that no writer sees that anything happened."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path, shards=1).start(3)
+        await write_and_hand_over(cluster, lambda leader: transfer(cluster, 0, cluster.nodes[cluster.nodes.index(leader) - 1]))
+
+    run(check())
+
+
+def test_p4_writes_under_way_are_answered_when_their_node_stops(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path, shards=1).start(3)
+        await write_and_hand_over(cluster, lambda leader: leader.stop())
+
+    run(check())
+
+
+def test_p4_a_leader_that_is_cut_off_says_so_and_leaves_no_writer_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path, shards=1).start(3)
+        leader = await cluster.leader(0)
+        writers = Writers(leader, "c")
+        await writers.until_more(30)
+        for node in cluster.nodes:
+            if node is not leader:
+                await node.kill()
+
+        async def is_refused() -> bool:
+            return any(refusal.code == "outcome_unknown" for refusal in writers.refusals)
+
+        await until(is_refused)
+        await writers.end()
+        assert leader.engine.replicas[0].in_flight == 0
+        assert leader.engine.leaderships.lost[Loss.UNHEARD] == 2
+        await leader.kill()
+
+    with caplog.at_level(logging.INFO, "contextstore.cluster"):
+        run(check())
+    lost = "gave up the leadership of %s: no majority of its members was heard for an election timeout"
+    told = {record.args for record in caplog.records if record.msg == lost}
+    assert told in ({("shards 0 and system",)}, {("shard 0",), ("shard system",)})
+
+
+def test_a_node_that_stood_still_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    pauses = Pauses(1.0)
+    with caplog.at_level(logging.WARNING, "contextstore.cluster"):
+        for late_s in (0.0, 0.5, 0.51, 3.0, 1.0):
+            pauses.note(late_s)
+    assert (pauses.count, pauses.longest_s) == (3, 3.0)
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "this node stood still for 0.5 s",
+        "this node stood still for 3.0 s",
+        "this node stood still for 1.0 s",
+    ]
