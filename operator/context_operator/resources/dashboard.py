@@ -88,6 +88,12 @@ SHARDS = (
     _of_pods("Led by", "Even unless a node is drained or slow.", _now("shards_led")),
     _of_pods("Replicas on", "", _now("shards")),
     _of_pods("Entries applied", "", _rate("entries_applied_total"), "ops"),
+    Graph(
+        "Leaderships lost",
+        "Handed over is on purpose. The rest: nodes that die, stand still or are cut off.",
+        "ops",
+        ((_rate("leaderships_lost_total", "reason"), "{{reason}}"), (_rate("pauses_total"), "{{pod}} stood still")),
+    ),
     _of_pods("Snapshots received", "For replicas that are new or far behind.", _rate("snapshot_received_bytes_total"), "Bps"),
 )
 
