@@ -639,8 +639,8 @@ def test_h5_a_read_waits_until_the_index_that_it_was_told_is_applied(tmp_path: P
         cluster = await TestCluster(tmp_path).start(3)
         leader = await cluster.leader(0)
         replica = next(node for node in cluster.nodes if node is not leader).engine.replicas[0]
-        reader = Reader(asyncio.get_running_loop().create_future(), replica._ticks)
-        replica._reads[b"asked"] = (replica._ticks, [reader])
+        reader = Reader(asyncio.get_running_loop().create_future(), replica.ticks)
+        replica._reads[b"asked"] = (replica.ticks, [reader])
         replica.answer_reads([(replica.applied_index + 1, b"asked")])
         assert not reader.answer.done()
         context_id = next(each for each in map(str, range(100)) if shard_of(each, SHARDS) == 0)

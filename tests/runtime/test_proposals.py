@@ -9,8 +9,10 @@ import pytest
 from context_node.contexts.commands import Rules, Tombstone
 from context_node.contexts.refusals import OutcomeUnknown
 from context_node.contexts.replies import Reply
-from context_node.runtime.proposals import OUTLIVE_TICKS, Proposal, Proposals
+from context_node.runtime.proposals import OUTLIVE_ELECTIONS, Proposal, Proposals
 
+ELECTION = 10
+OUTLIVE = OUTLIVE_ELECTIONS * ELECTION
 DONE = cast(Reply, "a reply")
 
 
@@ -62,16 +64,16 @@ def test_p4_a_leader_that_is_none_any_more_keeps_its_writes_for_a_while() -> Non
         waiting.add(7, early)
         waiting.outlive(100)
         assert waiting.queued_bytes == 0
-        waiting.tick(110)
+        waiting.tick(110, ELECTION)
         # It leads again, and is replaced again: each counts from when its own leader ceased to lead.
         waiting.add(8, late)
         assert waiting.queued_bytes == 10
-        waiting.tick(100 + OUTLIVE_TICKS - 1)
+        waiting.tick(100 + OUTLIVE - 1, ELECTION)
         assert not early.reply.done()
         waiting.outlive(120)
-        waiting.tick(100 + OUTLIVE_TICKS)
+        waiting.tick(100 + OUTLIVE, ELECTION)
         assert is_unknown(early) and not late.reply.done()
-        waiting.tick(120 + OUTLIVE_TICKS)
+        waiting.tick(120 + OUTLIVE, ELECTION)
         assert is_unknown(late) and not waiting
 
     run(check)
@@ -83,8 +85,8 @@ def test_a_write_that_its_leader_still_leads_waits_as_long_as_it_takes() -> None
         waiting.add(7, old)
         waiting.outlive(0)
         waiting.add(8, new)
-        waiting.tick(OUTLIVE_TICKS)
-        waiting.tick(100 * OUTLIVE_TICKS)
+        waiting.tick(OUTLIVE, ELECTION)
+        waiting.tick(100 * OUTLIVE, ELECTION)
         assert is_unknown(old) and not new.reply.done()
         assert waiting.queued_bytes == 10
 

@@ -51,6 +51,8 @@ class Judge:
         self.applied: dict[tuple[int, int], tuple[int, int]] = {}
         self.committed: dict[int, tuple[int, int]] = {}
         """By shard the greatest index that any replica held committed, with its term."""
+        self.newest: dict[int, dict[int, int]] = {}
+        """By shard and term the greatest of that term."""
         self.members: dict[int, list[tuple[int, bytes]]] = {}
         self.removed: set[int] = set()
         self._pending: dict[LogStore, list[Any]] = {}
@@ -313,9 +315,9 @@ class Judge:
         self.check(known is None, "I1", f"shard {shard} has two leaders in term {term}: {known} and {replica_id}")
         self.check(replica_id not in self.removed, "P11", f"replica {replica_id} of shard {shard}, whose disk was lost, leads")
         self.mark("a leader was elected")
-        index, old_term = self.committed.get(shard, (0, 0))
-        # One that is told of its votes late may lead a term that is over; what later terms committed it cannot have.
-        if index and old_term < term and index > replica.group.status().first_index:
+        # One that is told of its votes late may lead a term that is over: it has what earlier terms committed, and nothing of later ones.
+        index, old_term = max(((at, of) for of, at in self.newest.get(shard, {}).items() if of < term), default=(0, 0))
+        if index > replica.group.status().first_index:
             held = replica.group.term_at(index)
             self.check(held == old_term, "I4", f"the leader of term {term} of shard {shard} lacks committed entry {index}")
 
@@ -326,6 +328,7 @@ class Judge:
         if term is None:
             return
         self.committed[shard] = (commit, term)
+        self.newest.setdefault(shard, {})[term] = commit
         if before is None and commit <= 1:
             return
         holding = {

@@ -2,7 +2,8 @@
 // loop; with a rate it is an open one, whose writes are due at fixed times, and take from then on, however long they waited to be sent.
 //
 // Knows how to write to each kind of store and how to time it; knows nothing of processes. Every connection is made, and has made one
-// write, before time counts. Prints one JSON object. An answer that is no success is an error; a rate with errors is none.
+// write, before time counts. Prints one JSON object. An answer that is no success is an error; a rate with errors is none. Only where writes
+// have idempotency keys, one that is told to try again is tried again as a client would, which is counted.
 package main
 
 import (
@@ -42,6 +43,7 @@ type plan struct {
 	Rate        float64    `json:"rate"`   // writes a second; 0 is a closed loop
 	Writes      int64      `json:"writes"` // end after so many; 0 is when the seconds are over
 	Times       bool       `json:"times"`  // tell each write's time
+	Keyed       bool       `json:"keyed"`  // http: each write has an idempotency key, and is tried again where the answer is 503
 }
 
 type writer interface {
@@ -55,22 +57,37 @@ type httpWriter struct {
 	reader   *bufio.Reader
 	requests map[string][]byte
 	numbers  map[string][]int
+	keyed    bool
 }
 
-// number is where a body wants a number that no other message of this process has.
+// number is where a body wants a number that no other message of this process has, and a header one that no other write has.
 var number = []byte("##########")
-var numbered atomic.Int64
+var numbered, keysUsed, retried atomic.Int64
 
-func newHTTPWriter(target string, keys []string, body string) (writer, error) {
+// keyHeader is that of this process: another's keys were for other writes.
+var keyHeader = fmt.Sprintf("Idempotency-Key: load-%x-", time.Now().UnixNano())
+
+const retryPause, retryFor = 50 * time.Millisecond, 30 * time.Second
+
+// refused is an answer that was read to its end and is no success.
+type refused struct{ status, body string }
+
+func (r refused) Error() string { return r.status + " " + r.body }
+
+func newHTTPWriter(target string, keys []string, body string, keyed bool) (writer, error) {
 	conn, err := net.Dial("tcp", target)
 	if err != nil {
 		return nil, err
 	}
-	w := &httpWriter{conn, bufio.NewReaderSize(conn, 16<<10), map[string][]byte{}, map[string][]int{}}
+	w := &httpWriter{conn, bufio.NewReaderSize(conn, 16<<10), map[string][]byte{}, map[string][]int{}, keyed}
+	headers := "Content-Type: application/json\r\n"
+	if keyed {
+		headers += keyHeader + string(number) + "\r\n"
+	}
 	for _, key := range keys {
-		w.requests[key] = fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-			key, target, len(body), body)
-		for at := 0; ; {
+		w.requests[key] = fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: %s\r\n%sContent-Length: %d\r\n\r\n%s",
+			key, target, headers, len(body), body)
+		for at := bytes.Index(w.requests[key], []byte("\r\n\r\n")); ; {
 			found := bytes.Index(w.requests[key][at:], number)
 			if found < 0 {
 				break
@@ -90,17 +107,34 @@ func (w *httpWriter) write(_ context.Context, key string) error {
 			copy(request[at:], fmt.Sprintf("%0*d", len(number), first+int64(i)))
 		}
 	}
+	if !w.keyed {
+		return w.ask(request)
+	}
+	at := bytes.Index(request, []byte(keyHeader)) + len(keyHeader)
+	copy(request[at:], fmt.Sprintf("%0*d", len(number), keysUsed.Add(1)))
+	for until := time.Now().Add(retryFor); ; {
+		err := w.ask(request)
+		var answer refused
+		if !errors.As(err, &answer) || !strings.HasPrefix(answer.status, "HTTP/1.1 503") || time.Now().After(until) {
+			return err
+		}
+		retried.Add(1)
+		time.Sleep(retryPause)
+	}
+}
+
+// ask sends a request and reads its answer to the end.
+func (w *httpWriter) ask(request []byte) error {
 	if _, err := w.conn.Write(request); err != nil {
 		return err
 	}
-	status, err := w.reader.ReadSlice('\n')
+	line, err := w.reader.ReadSlice('\n')
 	if err != nil {
 		return err
 	}
-	if len(status) < 12 || status[9] != '2' {
-		answer := strings.TrimSpace(string(status))
-		rest, _ := w.reader.Peek(w.reader.Buffered())
-		return errors.New(answer + " " + string(rest))
+	status, isWell := "", len(line) >= 12 && line[9] == '2'
+	if !isWell {
+		status = strings.TrimSpace(string(line))
 	}
 	length := -1
 	for {
@@ -118,10 +152,17 @@ func (w *httpWriter) write(_ context.Context, key string) error {
 		}
 	}
 	if length < 0 {
-		return errors.New("an answer without Content-Length")
+		return errors.New(status + " an answer without Content-Length")
 	}
-	_, err = w.reader.Discard(length)
-	return err
+	if isWell {
+		_, err = w.reader.Discard(length)
+		return err
+	}
+	body := make([]byte, length)
+	if _, err = io.ReadFull(w.reader, body); err != nil {
+		return err
+	}
+	return refused{status, string(body)}
 }
 
 // etcdWriter puts by gRPC; a batch is one transaction.
@@ -182,7 +223,7 @@ func writers(p plan) ([]writer, error) {
 		target := p.Targets[i%len(p.Targets)]
 		switch p.Kind {
 		case "http":
-			w, err := newHTTPWriter(target, p.Keys[i%len(p.Targets)], p.Body)
+			w, err := newHTTPWriter(target, p.Keys[i%len(p.Targets)], p.Body, p.Keyed)
 			if err != nil {
 				return nil, err
 			}
@@ -288,6 +329,7 @@ func run(p plan) (map[string]any, error) {
 	cpu := float64(usage.Utime.Nano()+usage.Stime.Nano()) / 1e9
 	found := map[string]any{
 		"writes": len(flat), "all_writes": len(flat) + len(all), "seconds": elapsed, "p50_ms": at(0.50), "p99_ms": at(0.99), "load_cpu_s": cpu,
+		"retried": retried.Load(),
 	}
 	if p.Times {
 		each := make([]float64, len(flat))

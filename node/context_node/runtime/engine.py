@@ -129,11 +129,11 @@ class Engine:
         self._commit()
 
     def tick(self, idle_ticks: int = 0) -> dict[int, list[Rest]]:
-        """One step of time for every group that has peers and does not rest; alone there is nobody to wait for. Groups that are led here
-        and idle for `idle_ticks` (0: never) go to rest: what to tell their members, by node."""
+        """One step of time for every group that does not rest, but for those that lead alone: they wait for nobody. Groups that are led
+        here and idle for `idle_ticks` (0: never) go to rest: what to tell their members, by node."""
         rests: dict[int, list[Rest]] = {}
         for replica in list(self.replicas.values()):
-            if not replica.has_peers or replica.is_resting:
+            if replica.is_resting or (not replica.has_peers and replica.group.is_leader):
                 continue
             if not idle_ticks or replica.idle_ticks < idle_ticks or not self._goes_to_rest(replica, rests):
                 replica.tick()

@@ -183,6 +183,7 @@ class Holdings:
         replica.revision = self._options.revision
         if cluster is not None:
             replica.level = cluster.membership.level
+            replica.election_ticks = cluster.options.election_ticks
         if self._node.comparisons is not None:
             replica.on_compared = partial(self._node.comparisons.note, replica)
         return replica

@@ -5,7 +5,7 @@ off or stood still. Knows what Raft says of roles. Does not know clocks or conne
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from context_node.raft import Role
@@ -22,21 +22,23 @@ class Loss(StrEnum):
     HANDED_OVER = "handed_over"
     REPLACED = "replaced"
     UNHEARD = "unheard"
+    REMOVED = "removed"
 
 
 _TOLD = {
     Loss.HANDED_OVER: (logging.INFO, "handed over the leadership of %s"),
-    Loss.REPLACED: (logging.WARNING, "lost the leadership of %s: another node was elected in its place"),
+    Loss.REPLACED: (logging.WARNING, "lost the leadership of %s: another node began a later term"),
     Loss.UNHEARD: (logging.WARNING, "gave up the leadership of %s: no majority of its members was heard for an election timeout"),
+    Loss.REMOVED: (logging.INFO, "gave up the leadership of %s: the replica here is no voter any more"),
 }
 
 
 @dataclass(slots=True)
 class _Tenure:
-    """A group that is led here since `term`, and the member that it is being handed to, 0 for none."""
+    """A group that is led here since `term`, and the members that were asked to take it over, with the replica's tick of that."""
 
     term: int
-    transferee: int = 0
+    asked: dict[int, int] = field(default_factory=dict)
 
 
 class Leaderships:
@@ -51,7 +53,7 @@ class Leaderships:
     def hands_over(self, replica: Replica, to: int) -> None:
         """This leader was asked to hand over to the member `to`."""
         if (tenure := self._led.get(replica.shard)) is not None:
-            tenure.transferee = to
+            tenure.asked[to] = replica.ticks
 
     def note(self, replica: Replica, leader: int, role: int) -> None:
         """Raft says who leads this replica's group (0: nobody is known), and what the replica is."""
@@ -68,9 +70,12 @@ class Leaderships:
 
     def _why(self, replica: Replica, tenure: _Tenure, leader: int) -> Loss:
         status = replica.group.status()
-        if tenure.transferee and tenure.transferee in (status.vote, leader):
-            return Loss.HANDED_OVER
-        return Loss.UNHEARD if status.term == tenure.term else Loss.REPLACED
+        if status.term == tenure.term:
+            return Loss.UNHEARD if status.replica_id in replica.members.voters else Loss.REMOVED
+        asked = max((tenure.asked[member] for member in (status.vote, leader) if member in tenure.asked), default=None)
+        # Raft gives a transfer up after an election timeout; the one who was asked may take as long to stand.
+        is_on_purpose = asked is not None and replica.ticks - asked <= 2 * replica.election_ticks
+        return Loss.HANDED_OVER if is_on_purpose else Loss.REPLACED
 
     def forget(self, replica: Replica) -> None:
         """This replica is not driven any more."""

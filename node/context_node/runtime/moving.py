@@ -32,7 +32,7 @@ SNAPSHOT_KEPT_S = 60.0
 """A snapshot that nobody asked for so long is removed."""
 
 HAND_OVER_S = 2.0
-"""A stopping node waits so long for others to lead what it led."""
+"""A stopping node waits so long for others to lead what it led, and to commit what was under way there."""
 
 SNAPSHOT_LOOK_S = 0.25
 """How often a leader looks whether a follower needs a snapshot. Each look wakes an idle node."""
@@ -195,8 +195,11 @@ class Moves:
         while self._loop.time() < until:
             held = [each for each in self._node.shards.all() if each.failure is None and not each.is_only_voter]
             if not any(each.group.is_leader or each.in_flight for each in held):
-                return
+                break
             await asyncio.sleep(0.01)
+        if self._node.engine is not None:
+            # Nobody gives time any more, and tells it then.
+            self._node.engine.leaderships.tell(logger)
 
     async def run_disk_watch(self) -> None:
         """While this node's disk is slow, give what it leads to nodes whose disks are not; where all are slow, nothing moves."""

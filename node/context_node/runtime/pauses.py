@@ -1,6 +1,6 @@
 """Whether this node stood still: nothing of it ran for so long that others may elect leaders in its place.
 
-Too little CPU, a suspended machine or swapping look the same from outside: leaderships that wander and writes that fail for no reason that
+Too little CPU, swapping or a stopped process look the same from outside: leaderships that wander and writes that fail for no reason that
 any other line of the log gives. Knows how late a step of Raft's time came; not a clock.
 """
 

@@ -13,8 +13,9 @@ from context_node.contexts.commands import Command
 from context_node.contexts.refusals import OutcomeUnknown
 from context_node.contexts.replies import Reply
 
-OUTLIVE_TICKS = 30
-"""So long a write waits for its entry after its leader ceased to lead: longer than an election takes, if there is a majority."""
+OUTLIVE_ELECTIONS = 3
+"""So many election timeouts a write waits for its entry after its leader ceased to lead: somebody leads by then, if there is a majority
+that does not split its votes again and again."""
 
 
 @dataclass(slots=True)
@@ -66,11 +67,12 @@ class Proposals:
                 self._have_outlived = True
         self.queued_bytes = 0
 
-    def tick(self, tick: int) -> None:
+    def tick(self, tick: int, election_ticks: int) -> None:
         """Give up those that have waited for long enough since: nobody else may commit anything, and then nobody would hear of them."""
         if not self._have_outlived:
             return
-        late = [index for index, one in self._waiting.items() if one.since is not None and tick - one.since >= OUTLIVE_TICKS]
+        limit = OUTLIVE_ELECTIONS * election_ticks
+        late = [index for index, one in self._waiting.items() if one.since is not None and tick - one.since >= limit]
         for index in late:
             _give_up(self._waiting.pop(index))
         self._have_outlived = any(one.since is not None for one in self._waiting.values())

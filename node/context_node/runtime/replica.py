@@ -117,7 +117,10 @@ class Replica:
         self._ahead: list[tuple[int, Reader]] = []
         """Reads that know their index, which is not applied here yet."""
         self._compared: str | None = None
-        self._ticks = 0
+        self.ticks = 0
+        """Steps of time that this replica was given."""
+        self.election_ticks = 10
+        """So many without a leader begin an election."""
         self._announced: dict[int, int] = {}
         """By member the tick at which it was told of a snapshot, or last asked for a part of it."""
         self.held_messages: list[tuple[int, list[tuple[int, bytes]]]] = []
@@ -185,7 +188,7 @@ class Replica:
             raise Unavailable(self.failure)
         if self.is_only_voter and self.group.is_leader:
             return
-        reader = Reader(self._loop.create_future(), self._ticks)
+        reader = Reader(self._loop.create_future(), self.ticks)
         self._readers.append(reader)
         self._on_work(self)
         await reader.answer
@@ -200,7 +203,7 @@ class Replica:
         self._reads_asked += 1
         context = b"%s%x.%d" % (boot, self.group.replica_id, self._reads_asked)
         if self.group.read_index(context):
-            self._reads[context] = (self._ticks, self._readers)
+            self._reads[context] = (self.ticks, self._readers)
             self._readers = []
         # Otherwise nobody can answer now: the next tick asks again.
 
@@ -224,9 +227,9 @@ class Replica:
 
     def tick(self) -> None:
         """One step of time: for Raft, and for reads whose question or answer was lost."""
-        self._ticks += 1
+        self.ticks += 1
         self.idle_ticks += 1
-        self._proposals.tick(self._ticks)
+        self._proposals.tick(self.ticks, self.election_ticks)
         if self.failure is not None or self.is_installing:
             return
         if self._reads or self._readers or self._ahead:
@@ -238,7 +241,7 @@ class Replica:
 
     def _retry_reads(self) -> None:
         for context, (asked, readers) in list(self._reads.items()):
-            if self._ticks - asked >= READ_RETRY_TICKS:
+            if self.ticks - asked >= READ_RETRY_TICKS:
                 del self._reads[context]
                 self._readers += readers
         self._readers = [reader for reader in self._readers if self._is_in_time(reader)]
@@ -247,14 +250,14 @@ class Replica:
     def note_snapshot(self, members: Iterable[int] | None = None) -> None:
         """These members were told of a snapshot; without any: whoever was told of one has asked for a part of it."""
         for member in self._announced if members is None else members:
-            self._announced[member] = self._ticks
+            self._announced[member] = self.ticks
 
     def _announce_again(self) -> None:
         if not self.group.is_leader:
             self._announced.clear()
             return
         for member, since in list(self._announced.items()):
-            if self._ticks - since >= SNAPSHOT_RETRY_TICKS:
+            if self.ticks - since >= SNAPSHOT_RETRY_TICKS:
                 del self._announced[member]
                 # Does nothing if the member has got it meanwhile.
                 self.group.report_snapshot(member, False)
@@ -262,7 +265,7 @@ class Replica:
 
     def _is_in_time(self, reader: Reader) -> bool:
         """Whether a read may go on waiting; one that may not is refused."""
-        if self._ticks - reader.since < READ_TICKS_MAX:
+        if self.ticks - reader.since < READ_TICKS_MAX:
             return True
         if not reader.answer.done():
             reader.answer.set_exception(Unavailable("This shard has no leader now; try again shortly.", retry_after_s=1))
@@ -271,7 +274,7 @@ class Replica:
     def note_role(self, role: int) -> None:
         """Raft says what this replica is now."""
         if role != Role.LEADER:
-            self._proposals.outlive(self._ticks)
+            self._proposals.outlive(self.ticks)
 
     def apply(self, committed: Sequence[tuple[int, int, int, bytes]], now: float) -> None:
         """Apply committed entries in order, and answer those who proposed them here."""

@@ -74,10 +74,10 @@ MUTANTS = (
         (
             (
                 REPLICA,
-                "            self._proposals.outlive(self._ticks)\n",
+                "            self._proposals.outlive(self.ticks)\n",
                 "            for index, one in self._proposals._waiting.items():\n                if not one.reply.done():\n"
                 "                    reply, _ = self.machine.apply(index, one.command, self._found(one.command))\n"
-                "                    one.reply.set_result(reply)\n            self._proposals.outlive(self._ticks)\n",
+                "                    one.reply.set_result(reply)\n            self._proposals.outlive(self.ticks)\n",
             ),
         ),
     ),
@@ -89,7 +89,7 @@ MUTANTS = (
     Mutant(
         "a write outlives its leader's leadership for ever",
         "P4",
-        ((REPLICA, "        self._proposals.tick(self._ticks)\n", ""),),
+        ((REPLICA, "        self._proposals.tick(self.ticks, self.election_ticks)\n", ""),),
     ),
     Mutant(
         "a write is answered when it is in the leader's own log",
