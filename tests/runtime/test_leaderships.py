@@ -112,8 +112,9 @@ async def write_and_hand_over(cluster: TestCluster, leave: Callable[[NodeLife], 
     writes = [asyncio.create_task(appended(other if number % 2 else leader, text)) for number, text in enumerate(texts)]
 
     async def are_at_the_successor() -> bool:
-        held, led = successor.engine.replicas[0].group.status(), leader.engine.replicas[0]
-        return led.in_flight == WRITERS and held.persisted == held.last_index == led.group.last_index
+        led = leader.engine.replicas[0]
+        matches = {one.replica_id: one.match_index for one in led.group.status().progress}
+        return led.in_flight == WRITERS and matches[successor.engine.replicas[0].group.replica_id] == led.group.last_index
 
     await until(are_at_the_successor)
     leaving = asyncio.create_task(leave(leader))
