@@ -280,7 +280,7 @@ def test_a_node_that_stood_still_says_so(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.WARNING, "contextstore.cluster"):
         for late_s in (0.0, 0.5, 0.51, 3.0, 1.0):
             pauses.note(late_s)
-    assert (pauses.count, pauses.longest_s) == (3, 3.0)
+    assert pauses.count == 3
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
         "this node stood still for 0.5 s",
         "this node stood still for 3.0 s",

@@ -10,19 +10,17 @@ logger = logging.getLogger("contextstore.cluster")
 
 
 class Pauses:
-    """Counts since the start. A step that comes more than half of `election_s` late was a pause."""
+    """A count since the start. A step that comes more than half of `election_s` late was a pause."""
 
     def __init__(self, election_s: float) -> None:
         self._election_s = election_s
         self.count = 0
-        self.longest_s = 0.0
 
     def note(self, late_s: float) -> None:
         """A step came so much later than it was due."""
         if 2 * late_s <= self._election_s:
             return
         self.count += 1
-        self.longest_s = max(self.longest_s, late_s)
         logger.warning(
             "this node stood still for %.1f s; others elect leaders in its place after %.1f s. Give it more CPU, or raise election_ticks",
             late_s,
