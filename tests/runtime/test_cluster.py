@@ -16,7 +16,7 @@ from context_node.contexts.requests import Append, PolicyChoice, PutContext, Put
 from context_node.raft import MessageKind, peek_message
 from context_node.runtime.cluster import RAFT, Cluster, Led
 from context_node.runtime.databases import DiskFull, StorageFailed
-from context_node.runtime.replica import Reader
+from context_node.runtime.read_barriers import Reader
 from context_node.runtime.shards import node_of, replica_id_on, shard_of
 from context_node.runtime.transport import PeerIdentity
 from context_node.runtime.upkeep import UpkeepLimits
@@ -640,8 +640,8 @@ def test_h5_a_read_waits_until_the_index_that_it_was_told_is_applied(tmp_path: P
         leader = await cluster.leader(0)
         replica = next(node for node in cluster.nodes if node is not leader).engine.replicas[0]
         reader = Reader(asyncio.get_running_loop().create_future(), replica.ticks)
-        replica._reads[b"asked"] = (replica.ticks, [reader])
-        replica.answer_reads([(replica.applied_index + 1, b"asked")])
+        replica.reads._asked[b"asked"] = (replica.ticks, [reader])
+        replica.reads.answer([(replica.applied_index + 1, b"asked")], replica.applied_index)
         assert not reader.answer.done()
         context_id = next(each for each in map(str, range(100)) if shard_of(each, SHARDS) == 0)
         await append(leader.service, context_id, "the entry that it waits for")

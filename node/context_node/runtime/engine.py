@@ -236,7 +236,7 @@ class Engine:
                 group.persisted(persisted)
                 while replica.held_messages and replica.held_messages[0][0] <= persisted:
                     self._address(replica.shard, replica.held_messages.pop(0)[1])
-            replica.ask_reads(self._boot)
+            replica.reads.ask(self._boot, replica.ticks)
             while (ready := group.ready()) is not None:
                 if ready.soft_state is not None:
                     self._take_role(replica, *ready.soft_state)
@@ -252,7 +252,7 @@ class Engine:
                     replica.apply(ready.committed, self._loop.time())
                     self.counters.applied += len(ready.committed)
                 if ready.read_states:
-                    replica.answer_reads(ready.read_states)
+                    replica.reads.answer(ready.read_states, replica.applied_index)
         except StorageError as error:
             self.fail(error)
         except Exception as error:

@@ -7,7 +7,6 @@ was applied after `stored_index`.
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -31,16 +30,10 @@ from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDr
 from context_node.runtime.databases import StorageError
 from context_node.runtime.not_here import NotHere
 from context_node.runtime.proposals import Proposal, Proposals
+from context_node.runtime.read_barriers import ReadBarriers
 from context_node.runtime.shards import node_of
 from context_node.runtime.state_store import StateStore
 from context_node.runtime.storing import key_row, state_changes
-
-READ_RETRY_TICKS = 10
-"""A read index that was asked for so long ago is asked for again, under a new context: leaders change and forget."""
-
-READ_TICKS_MAX = 50
-"""A read that got no index for so long is refused: there is no leader, or none that a majority hears."""
-
 
 SNAPSHOT_RETRY_TICKS = 50
 """A snapshot that was announced, and that nobody asked for or said a word of for so long, is announced again: the word of it was lost, and
@@ -48,14 +41,6 @@ Raft itself would wait for ever."""
 
 KEPT_ENTRIES = 256
 """So many entries stay in the log of a group with several members, so that whoever leads next can serve those a little behind."""
-
-
-@dataclass(slots=True)
-class Reader:
-    """A read that waits for an index, since the tick `since`."""
-
-    answer: "asyncio.Future[None]"
-    since: int
 
 
 class Replica:
@@ -111,11 +96,7 @@ class Replica:
         self._on_event = on_event
         self._on_storage_error = on_storage_error
         self._proposals = Proposals()
-        self._readers: list[Reader] = []
-        self._reads_asked = 0
-        self._reads: dict[bytes, tuple[int, list[Reader]]] = {}
-        self._ahead: list[tuple[int, Reader]] = []
-        """Reads that know their index, which is not applied here yet."""
+        self.reads = ReadBarriers(group)
         self._compared: str | None = None
         self.ticks = 0
         """Steps of time that this replica was given."""
@@ -188,42 +169,12 @@ class Replica:
             raise Unavailable(self.failure)
         if self.is_only_voter and self.group.is_leader:
             return
-        reader = Reader(self._loop.create_future(), self.ticks)
-        self._readers.append(reader)
+        answer: asyncio.Future[None] = self._loop.create_future()
+        self.reads.add(answer, self.ticks)
         self._on_work(self)
-        await reader.answer
+        await answer
 
     # --- the engine's part -------------------------------------------------------------------------------------------
-
-    def ask_reads(self, boot: bytes) -> None:
-        """Ask Raft for one read index on behalf of all readers that came since the last. Contexts are never used twice (CONSENSUS.md
-        §2)."""
-        if not self._readers:
-            return
-        self._reads_asked += 1
-        context = b"%s%x.%d" % (boot, self.group.replica_id, self._reads_asked)
-        if self.group.read_index(context):
-            self._reads[context] = (self.ticks, self._readers)
-            self._readers = []
-        # Otherwise nobody can answer now: the next tick asks again.
-
-    def answer_reads(self, states: Sequence[tuple[int, bytes]]) -> None:
-        """Let readers go whose index is applied, the others as soon as it is."""
-        for index, context in states:
-            for reader in self._reads.pop(context, (0, []))[1]:
-                # A follower may hear the index before it hears that the entries up to there are committed.
-                self._ahead.append((index, reader))
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Answer the reads whose index is applied."""
-        waiting = []
-        for index, reader in self._ahead:
-            if index > self.applied_index:
-                waiting.append((index, reader))
-            elif not reader.answer.done():
-                reader.answer.set_result(None)
-        self._ahead = waiting
 
     def tick(self) -> None:
         """One step of time: for Raft, and for reads whose question or answer was lost."""
@@ -232,20 +183,11 @@ class Replica:
         self._proposals.tick(self.ticks, self.election_ticks)
         if self.failure is not None or self.is_installing:
             return
-        if self._reads or self._readers or self._ahead:
-            self._retry_reads()
+        self.reads.tick(self.ticks)
         if self._announced:
             self._announce_again()
-        if self.group.tick() or self._readers:
+        if self.group.tick() or self.reads.has_unasked:
             self._on_work(self)
-
-    def _retry_reads(self) -> None:
-        for context, (asked, readers) in list(self._reads.items()):
-            if self.ticks - asked >= READ_RETRY_TICKS:
-                del self._reads[context]
-                self._readers += readers
-        self._readers = [reader for reader in self._readers if self._is_in_time(reader)]
-        self._ahead = [each for each in self._ahead if self._is_in_time(each[1])]
 
     def note_snapshot(self, members: Iterable[int] | None = None) -> None:
         """These members were told of a snapshot; without any: whoever was told of one has asked for a part of it."""
@@ -262,14 +204,6 @@ class Replica:
                 # Does nothing if the member has got it meanwhile.
                 self.group.report_snapshot(member, False)
                 self._on_work(self)
-
-    def _is_in_time(self, reader: Reader) -> bool:
-        """Whether a read may go on waiting; one that may not is refused."""
-        if self.ticks - reader.since < READ_TICKS_MAX:
-            return True
-        if not reader.answer.done():
-            reader.answer.set_exception(Unavailable("This shard has no leader now; try again shortly.", retry_after_s=1))
-        return False
 
     def note_role(self, role: int) -> None:
         """Raft says what this replica is now."""
@@ -293,8 +227,7 @@ class Replica:
                 self._proposals.done(index, proposal)
         if committed:
             self.group.applied(self.applied_index)
-            if self._ahead:
-                self._let_go()
+            self.reads.let_go(self.applied_index)
             if self.dirty_since is None:
                 self.dirty_since = now
 
@@ -333,14 +266,7 @@ class Replica:
         for followers in self.followed.values():
             for follower in followers:
                 follower.stop()
-        asked = [reader for _, waiting in self._reads.values() for reader in waiting]
-        readers = [*self._readers, *asked, *(reader for _, reader in self._ahead)]
-        for reader in readers:
-            if not reader.answer.done():
-                reader.answer.set_exception(Unavailable(reason))
-        self._readers.clear()
-        self._reads.clear()
-        self._ahead.clear()
+        self.reads.fail(reason)
 
     @property
     def is_caught_up(self) -> bool:
@@ -370,9 +296,9 @@ class Replica:
     @property
     def is_at_peace(self) -> bool:
         """Whether nobody waits for anything here."""
-        return not (
-            self._proposals or self._readers or self._reads or self._ahead or self._announced or self.held_messages or self.is_queued
-        ) and not (self.is_installing or self.failure is not None)
+        return not (self._proposals or self.reads or self._announced or self.held_messages or self.is_queued) and not (
+            self.is_installing or self.failure is not None
+        )
 
     @property
     def in_flight(self) -> int:

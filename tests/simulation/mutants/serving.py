@@ -4,6 +4,7 @@ from support.planted import Mutant
 
 REPLICA = "context_node.runtime.replica"
 PROPOSALS = "context_node.runtime.proposals"
+READ_BARRIERS = "context_node.runtime.read_barriers"
 ENGINE = "context_node.runtime.engine"
 CLUSTER = "context_node.runtime.cluster"
 UPKEEP = "context_node.runtime.upkeep"
@@ -22,22 +23,22 @@ MUTANTS = (
     Mutant(
         "a read is answered before its index is applied",
         "§3 Reads",
-        ((REPLICA, "            if index > self.applied_index:\n", "            if False:\n"),),
+        ((READ_BARRIERS, "            if index > applied:\n", "            if False:\n"),),
     ),
     Mutant(
         "the context of a read is used again",
         "§2 etcd #20418, #21399",
-        ((REPLICA, "        self._reads_asked += 1\n", "        self._reads_asked = (self._reads_asked + 1) % 2\n"),),
+        ((READ_BARRIERS, "        self._count += 1\n", "        self._count = (self._count + 1) % 2\n"),),
     ),
     Mutant(
         "all reads that wait are answered by the first index that comes",
         "§2 etcd-io/raft #397",
         (
             (
-                REPLICA,
-                "            for reader in self._reads.pop(context, (0, []))[1]:\n",
-                "            everybody = [reader for _, readers in self._reads.values() for reader in readers]\n"
-                "            self._reads.clear()\n            for reader in everybody:\n",
+                READ_BARRIERS,
+                "            for reader in self._asked.pop(context, (0, []))[1]:\n",
+                "            everybody = [reader for _, readers in self._asked.values() for reader in readers]\n"
+                "            self._asked.clear()\n            for reader in everybody:\n",
             ),
         ),
     ),
