@@ -48,8 +48,8 @@ MUTANTS = (
         (
             (
                 ENGINE,
-                "            if not replica.has_peers or replica.is_resting:\n",
-                "            if not replica.has_peers or replica.is_resting or not replica.group.is_leader:\n",
+                "            if replica.is_resting or (not replica.has_peers and replica.group.is_leader):\n",
+                "            if replica.is_resting or not replica.group.is_leader:\n",
             ),
         ),
     ),
