@@ -160,6 +160,33 @@ def test_p4_writes_under_way_are_answered_when_their_node_stops(tmp_path: Path) 
     run(check())
 
 
+def lose_transfers(node: NodeLife, count: int) -> None:
+    """Of what this node hands over, so many are never heard of."""
+    losses = iter(range(count))
+    hand_over = node.engine.hand_over
+    node.engine.hand_over = lambda replica, to: next(losses, None) is None and hand_over(replica, to)
+
+
+@pytest.mark.parametrize("way", ["stops", "is asked"])
+def test_p4_what_nobody_took_over_is_handed_over_again(tmp_path: Path, way: str) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path, shards=1).start(3)
+        leader = await cluster.leader(0)
+        led, leaderships = leader.engine.replicas[0], leader.engine.leaderships
+        await transfer(cluster, SYSTEM_SHARD, cluster.nodes[cluster.nodes.index(leader) - 1])
+        before = leaderships.lost[Loss.HANDED_OVER]
+        lose_transfers(leader, 3)
+        if way == "stops":
+            await leader.stop()
+        else:
+            await transfer(cluster, 0, cluster.nodes[cluster.nodes.index(leader) - 1])
+            assert not led.group.is_leader
+        assert leaderships.lost[Loss.HANDED_OVER] == before + 1
+        await cluster.stop()
+
+    run(check())
+
+
 def test_a_node_that_stops_says_what_it_handed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
         cluster = await TestCluster(tmp_path, shards=1).start(3)

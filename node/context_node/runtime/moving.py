@@ -34,6 +34,9 @@ SNAPSHOT_KEPT_S = 60.0
 HAND_OVER_S = 2.0
 """A stopping node waits so long for others to lead what it led, and to commit what was under way there."""
 
+HAND_OVER_AGAIN_S = 0.05
+"""So often it asks again for what nobody is about to take."""
+
 SNAPSHOT_LOOK_S = 0.25
 """How often a leader looks whether a follower needs a snapshot. Each look wakes an idle node."""
 
@@ -179,10 +182,10 @@ class Moves:
         to = next((voter for voter in leader.members.voters if node_of(voter) == node), None)
         if to is None:
             raise Unprocessable(f"Node {node} has no voter of shard {shard}.", shard=shard, node=node)
-        if self._node.engine is not None:
-            self._node.engine.hand_over(leader, to)
         until = self._loop.time() + CHANGE_TIMEOUT_S
         while leader.group.is_leader:
+            if self._node.engine is not None and not leader.group.status().transferee:
+                self._node.engine.hand_over(leader, to)
             if self._loop.time() > until:
                 raise Unavailable(f"The leadership of shard {shard} was not taken over; try again.", retry_after_s=1)
             await asyncio.sleep(0.01)
@@ -191,8 +194,12 @@ class Moves:
         """Give every leadership to the follower that is closest behind, so that nobody waits for an election when this node stops, and
         wait for the answers to writes under way. What nobody can take stays: a node alone has nobody to give it to."""
         until = self._loop.time() + HAND_OVER_S
-        self._give_away({})
-        while self._loop.time() < until:
+        asks = 0.0
+        while (now := self._loop.time()) < until:
+            if now >= asks:
+                # Raft gives a transfer up after an election timeout, and for a moment at the end of each it counts nobody as heard.
+                self._give_away({})
+                asks = now + HAND_OVER_AGAIN_S
             held = [each for each in self._node.shards.all() if each.failure is None and not each.is_only_voter]
             if not any(each.group.is_leader or each.in_flight for each in held):
                 break
@@ -225,8 +232,10 @@ class Moves:
             if replica.failure is not None or not replica.group.is_leader or engine is None:
                 continue
             own, voters = replica.group.replica_id, replica.members.voters
-            progress = replica.group.status().progress
-            others = [one for one in progress if one.recent_active and one.replica_id in voters and one.replica_id != own]
+            status = replica.group.status()
+            if status.transferee:
+                continue  # asking another one would begin it anew
+            others = [one for one in status.progress if one.recent_active and one.replica_id in voters and one.replica_id != own]
             able = [one for one in others if not spared.get(node_of(one.replica_id), False)]
             best = max(able, key=lambda one: one.match_index, default=None)
             if best is not None and engine.hand_over(replica, best.replica_id):
