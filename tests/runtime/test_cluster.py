@@ -518,7 +518,7 @@ def test_a_node_that_starts_again_knows_the_others_although_no_replica_tells_it(
         assert admin is not None
 
         async def is_kept() -> bool:
-            return newcomer.node.log is not None and bool(newcomer.node.log.nodes)
+            return newcomer.node.log is not None and bool(newcomer.node.log.notes.nodes)
 
         await until(is_kept)
         assert newcomer.node.moves is not None
@@ -574,7 +574,7 @@ def test_s3_a_member_that_waits_to_be_taken_in_again_is_no_stranger_to_those_of_
         waiting = await cluster.add()
 
         async def is_kept() -> bool:
-            return waiting.node.log is not None and bool(waiting.node.log.nodes)
+            return waiting.node.log is not None and bool(waiting.node.log.notes.nodes)
 
         await until(is_kept)
         await append(cluster.nodes[0].service, "c", "before")

@@ -10,7 +10,8 @@ from context_node.contexts.refusals import Overloaded, Refusal
 from context_node.contexts.requests import Append, PutContext
 from context_node.runtime import upkeep as upkeep_module
 from context_node.runtime.databases import open_beside
-from context_node.runtime.log_store import LogOptions, LogStore
+from context_node.runtime.log_file import LogOptions
+from context_node.runtime.log_store import LogStore
 from context_node.runtime.upkeep import UpkeepLimits
 from support.running_nodes import BY_HAND, append, history, life, list_ids, message, run, texts_of
 from support.waiting import until

@@ -29,15 +29,15 @@ def started(tmp_path: Path, shards: int = 3) -> LogStore:
 
 def batches(store: LogStore) -> list[int]:
     """The numbers of the batches that are in the file."""
-    return [number for (number,) in store._database.execute("SELECT batch FROM batches ORDER BY batch")]
+    return [number for (number,) in store._file.database.execute("SELECT batch FROM batches ORDER BY batch")]
 
 
 def test_a_log_knows_whose_it_is_and_counts_its_starts(tmp_path: Path) -> None:
     first = open_log(tmp_path)
-    assert (first.boot, first.identity) == (1, IDENTITY)
+    assert (first.notes.boot, first.notes.identity) == (1, IDENTITY)
     first.close()
     second = LogStore(str(tmp_path / "raft.db"), LogIdentity("other", "other", 0), CODEC)
-    assert (second.boot, second.identity) == (2, IDENTITY)
+    assert (second.notes.boot, second.notes.identity) == (2, IDENTITY)
     second.close()
 
 
@@ -271,24 +271,24 @@ def test_a_scrub_takes_forgotten_bytes_out_of_the_files(tmp_path: Path) -> None:
 def test_a_log_knows_whether_its_last_life_left_something_to_scrub(tmp_path: Path) -> None:
     """Only the start right after a life that said so; a life that ended without a word may have left anything."""
     store = open_log(tmp_path)
-    assert store.was_scrubbed, "there was nothing before"
+    assert store.notes.was_scrubbed, "there was nothing before"
     store.recover()
     store.close()
     store = open_log(tmp_path)
-    assert not store.was_scrubbed
-    store.note_scrubbed()
+    assert not store.notes.was_scrubbed
+    store.notes.note_scrubbed()
     store.commit()
     store.close()
     store = open_log(tmp_path)
-    assert store.was_scrubbed
-    store.note_scrubbed()
+    assert store.notes.was_scrubbed
+    store.notes.note_scrubbed()
     store.commit()
     store.close()
     with apsw.Connection(str(tmp_path / "raft.db")) as database:
         # An older version counts its starts, and knows nothing of the word.
         database.execute("UPDATE meta SET value=value+1 WHERE key='boot'")
     database.close()
-    assert not open_log(tmp_path).was_scrubbed
+    assert not open_log(tmp_path).notes.was_scrubbed
 
 
 def test_a_damaged_batch_stops_the_start_and_is_named(tmp_path: Path) -> None:

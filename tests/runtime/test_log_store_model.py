@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from context_node.runtime.log_store import LogOptions, LogStore
+from context_node.runtime.log_file import LogOptions
+from context_node.runtime.log_store import LogStore
 from support.log_model import CODEC, IDENTITY, Model, entries_of, random_step, view_of
 
 

@@ -6,7 +6,8 @@ import apsw
 import pytest
 
 from context_node.runtime.databases import DiskFull, StorageError, StorageFailed, Synchronous
-from context_node.runtime.log_store import LogOptions, LogStore
+from context_node.runtime.log_file import LogOptions
+from context_node.runtime.log_store import LogStore
 from support.log_model import CODEC, IDENTITY, Model, Replica, random_step, record, view_of
 from support.power_cut_vfs import PowerCutDisk
 

@@ -139,7 +139,7 @@ def test_a_log_can_be_closed_whose_sync_was_under_way(tmp_path: Path) -> None:
         worker = DeafWorker(loop, "test")
         worker.asked = asyncio.Event()
         engine = Engine(loop, log, boot=b"", worker=worker, on_failure=failures.append)
-        engine.with_log(lambda log: log.note_level(1))
+        engine.with_log(lambda log: log.notes.note_level(1))
         async with asyncio.timeout(10):
             await worker.asked.wait()
         with pytest.raises(StoreInUse):

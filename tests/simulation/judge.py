@@ -80,7 +80,7 @@ class Judge:
     # --- disks --------------------------------------------------------------------------------------------------------
 
     def disk(self, log: LogStore) -> DiskModel:
-        store = log.identity.store_uuid
+        store = log.notes.identity.store_uuid
         found = self.disks.get(store)
         if found is None:
             owner = OWNER.get()
@@ -394,7 +394,7 @@ def _state_path(shard: int, generation: str) -> str:
 def _is_at(log: LogStore, file: int) -> bool:
     """Whether it is this log's file still: where one was closed another may have been opened at the same address."""
     try:
-        return wal_file(log._database) == file
+        return wal_file(log._file.database) == file
     except apsw.Error:
         return False
 

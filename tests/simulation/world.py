@@ -21,7 +21,7 @@ from context_node.contexts.commands import Defaults, Rules
 from context_node.contexts.revisions import NEWEST, NewerRevision
 from context_node.raft import _core
 from context_node.runtime.cluster import RAFT, ClusterOptions
-from context_node.runtime.log_store import LogOptions
+from context_node.runtime.log_file import LogOptions
 from context_node.runtime.node import Node, NodeOptions
 from context_node.runtime.replica import Replica
 from context_node.runtime.state_store import StateOptions
@@ -237,7 +237,7 @@ class Life:
         assert archive is not None
 
         def cluster_id() -> str:
-            return node.log.identity.cluster_id if node.log is not None else ""
+            return node.log.notes.identity.cluster_id if node.log is not None else ""
 
         made = self.archiver = Archiver(
             node.shards,

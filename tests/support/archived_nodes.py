@@ -72,7 +72,7 @@ async def archived_node(
 
     def cluster_id() -> str:
         assert node.log is not None
-        return node.log.identity.cluster_id
+        return node.log.notes.identity.cluster_id
 
     limits = BatchLimits(tail_keep=tail_keep)
     archiver = Archiver(

@@ -20,7 +20,7 @@ from context_node.contexts.refusals import ContextNotFound, Refusal
 from context_node.contexts.requests import Append, Compact, PatchMetadata, PolicyChoice, PutContext, PutPolicy
 from context_node.runtime.databases import StorageError, Synchronous
 from context_node.runtime.engine import Engine
-from context_node.runtime.log_store import LogOptions
+from context_node.runtime.log_file import LogOptions
 from context_node.runtime.node import NodeOptions
 from context_node.runtime.service import Service
 from context_node.runtime.state_store import StateOptions

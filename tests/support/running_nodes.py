@@ -165,8 +165,8 @@ async def kill(node: Node) -> None:
             replica.fail("killed")
             abandon(replica.store._database)
     if log is not None:
-        abandon(log._database)
-        log.unlock()
+        abandon(log._file.database)
+        log._file.unlock()
     node.engine = node.log = None
 
 

@@ -204,7 +204,7 @@ def archive_of(settings: Settings, node: Node) -> tuple[Archiver, ArchiveMetrics
 
 
 def cluster_id_of(node: Node) -> str:
-    return node.log.identity.cluster_id if node.log is not None else ""
+    return node.log.notes.identity.cluster_id if node.log is not None else ""
 
 
 def edge_of(settings: Settings, node: Node, keyring: KeyRing | None, archive_metrics: ArchiveMetrics | None) -> Edge:

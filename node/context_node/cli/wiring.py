@@ -17,7 +17,7 @@ from context_node.cli.exits import CannotStart
 from context_node.contexts.commands import Defaults, Rules
 from context_node.http.limits import HttpLimits
 from context_node.runtime.cluster import ClusterOptions
-from context_node.runtime.log_store import LogOptions
+from context_node.runtime.log_file import LogOptions
 from context_node.runtime.membership import address
 from context_node.runtime.node import NodeOptions
 from context_node.runtime.upkeep import UpkeepLimits

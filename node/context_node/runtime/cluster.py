@@ -440,7 +440,7 @@ class Cluster:
     def describe(self) -> NodeStatus:
         """This node and its replicas, as it sees them."""
         is_ready, reason = self._node.state.ready()
-        boot = self._node.log.boot if self._node.log is not None else 0
+        boot = self._node.log.notes.boot if self._node.log is not None else 0
         replicas = tuple(status_of(replica) for replica in self._node.shards.all())
         system = self.membership.system_state()
         epoch, factor = (system.epoch, system.factor) if system is not None and system.members else (0, 0)

@@ -39,31 +39,31 @@ class Entry:
     async def enter(self, cluster: Cluster, log: LogStore, recovered: dict[int, RecoveredShard]) -> dict[int, RecoveredShard]:
         """Listen for peers; be taken in by a cluster if this store is in none, or begin one if an administrator says so. Gives the replicas
         that the store holds then. Raises `StorageFailed` for data that cannot belong there, and `StoreRemoved`."""
+        notes = log.notes
         numbers = {node_of(found.replica_id) for found in recovered.values()}
         if len(numbers) > 1:
             raise StorageFailed(
                 self._options.data_dir, "start", "it was made by a version that knew no clusters; export and import its contexts"
             )
-        await cluster.start(log.identity.store_uuid, log.identity.cluster_id, numbers.pop() if numbers else 0, log.nodes)
+        await cluster.start(notes.identity.store_uuid, notes.identity.cluster_id, numbers.pop() if numbers else 0, notes.nodes)
         if recovered and cluster.options.join:
-            logger.info("%s belongs to a cluster already (%s); --join was not needed", self._options.data_dir, log.identity.cluster_id)
+            logger.info("%s belongs to a cluster already (%s); --join was not needed", self._options.data_dir, notes.identity.cluster_id)
         if not recovered:
             welcome = await self._welcome(cluster, log)
             if welcome is None:
                 recovered = self._node.holdings.bootstrap(log)
-                cluster.become(FIRST_NODE, log.identity.cluster_id)
+                cluster.become(FIRST_NODE, notes.identity.cluster_id)
                 return recovered
             if welcome.shards != self._options.shards:
                 what = (
                     f"the cluster has {welcome.shards} shards, not {self._options.shards}; start this node with --shards {welcome.shards}"
                 )
                 raise StorageFailed(self._options.data_dir, "join", what)
-            if log.shards is not None and log.identity.cluster_id != welcome.cluster_id:
-                what = (
-                    f"it belongs to cluster {log.identity.cluster_id}, the nodes of --join to {welcome.cluster_id}; give another directory"
-                )
+            if notes.shards is not None and notes.identity.cluster_id != welcome.cluster_id:
+                own = notes.identity.cluster_id
+                what = f"it belongs to cluster {own}, the nodes of --join to {welcome.cluster_id}; give another directory"
                 raise StorageFailed(self._options.data_dir, "join", what)
-            if (log.identity.cluster_id, log.shards) != (welcome.cluster_id, welcome.shards):
+            if (notes.identity.cluster_id, notes.shards) != (welcome.cluster_id, welcome.shards):
                 log.adopt_cluster(welcome.cluster_id, welcome.shards)
             cluster.become(welcome.number, welcome.cluster_id)
         return recovered
@@ -76,7 +76,7 @@ class Entry:
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not joining.done():
-                log.note_cluster(self._begins.result())
+                log.begin_cluster(self._begins.result())
                 return None
             welcome = joining.result()
             if cluster.options.cluster_id not in ("", welcome.cluster_id):
@@ -84,7 +84,7 @@ class Entry:
                 raise StorageFailed(self._options.data_dir, "join", what)
             return welcome
         except StoreRemoved:
-            log.note_removed()
+            log.notes.note_removed()
             log.commit()
             raise
         finally:
@@ -97,12 +97,12 @@ class Entry:
         log, cluster = self._node.log, self._node.cluster
         is_ready, reason = self._node.state.ready()
         number = cluster.number if cluster is not None else 0
-        is_member = log is not None and (log.shards is not None or number != 0)
+        is_member = log is not None and (log.notes.shards is not None or number != 0)
         return SelfView(
             name=self._options.name,
             number=number,
-            store=log.identity.store_uuid if log is not None else "",
-            cluster_id=log.identity.cluster_id if log is not None and is_member else "",
+            store=log.notes.identity.store_uuid if log is not None else "",
+            cluster_id=log.notes.identity.cluster_id if log is not None and is_member else "",
             state="starting" if log is None else "member" if is_member else "waiting" if self._begins is not None else "starting",
             replicas=len(self._node.engine.replicas) if self._node.engine is not None else 0,
             is_ready=is_ready,
@@ -119,10 +119,10 @@ class Entry:
             raise NotHere("The node is starting or stopping; try again shortly.", retry_after_s=1)
         if cluster.options.cluster_id not in ("", cluster_id):
             raise Unprocessable(f"This node may begin cluster {cluster.options.cluster_id} only, not {cluster_id}.", cluster_id=cluster_id)
-        if log.shards is not None or cluster.number:
-            if log.identity.cluster_id == cluster_id:
+        if log.notes.shards is not None or cluster.number:
+            if log.notes.identity.cluster_id == cluster_id:
                 return
-            raise Unprocessable(f"This node's data belongs to cluster {log.identity.cluster_id} already.", cluster_id=cluster_id)
+            raise Unprocessable(f"This node's data belongs to cluster {log.notes.identity.cluster_id} already.", cluster_id=cluster_id)
         if self._begins is None:
             raise NotHere("The node does not wait for a cluster now; try again shortly.", retry_after_s=1)
         if not self._begins.done():
@@ -131,18 +131,18 @@ class Entry:
     def check_cluster(self, log: LogStore, has_replicas: bool) -> None:
         """A node that is told its cluster's id takes no data of another one, and begins none of another id. Raises `StorageFailed`."""
         wanted = self._node.cluster.options.cluster_id if self._node.cluster is not None else ""
-        if not wanted or log.identity.cluster_id == wanted:
+        if not wanted or log.notes.identity.cluster_id == wanted:
             return
-        if has_replicas or log.shards is not None:
-            what = f"it belongs to cluster {log.identity.cluster_id}, not {wanted}; give another directory or the right --cluster-id"
+        if has_replicas or log.notes.shards is not None:
+            what = f"it belongs to cluster {log.notes.identity.cluster_id}, not {wanted}; give another directory or the right --cluster-id"
             raise StorageFailed(self._options.data_dir, "start", what)
         if self._node.cluster is not None and not self._node.cluster.options.join:
-            log.note_cluster(wanted)
+            log.begin_cluster(wanted)
 
     def check_shards(self, log: LogStore, recovered: dict[int, RecoveredShard]) -> None:
         """The number of shards never changes. Raises `StorageFailed` for another one than the data's."""
         # A member of a cluster may hold any number of them; a directory of an earlier version does not say how many there are.
-        count = log.shards or len(recovered) - (SYSTEM_SHARD in recovered)
+        count = log.notes.shards or len(recovered) - (SYSTEM_SHARD in recovered)
         if recovered and count != self._options.shards:
             raise StorageFailed(
                 self._options.data_dir, "start", f"it holds {count} shards, not {self._options.shards}; the number of shards never changes"
@@ -151,10 +151,10 @@ class Entry:
     def check_level(self, log: LogStore) -> None:
         """Before anything of the log is read by a version that may not understand it. Raises `StorageFailed` for one that does not."""
         revision = self._options.revision
-        if log.level > revision:
-            what = f"its log needs a version of feature level {log.level}, and this one understands {revision}; start a newer version"
+        if log.notes.level > revision:
+            what = f"its log needs a version of feature level {log.notes.level}, and this one understands {revision}; start a newer version"
             raise StorageFailed(self._options.data_dir, "start", what)
-        if self._node.cluster is None and log.level < revision:
+        if self._node.cluster is None and log.notes.level < revision:
             # A node alone is all of its cluster: nobody has to agree.
-            log.note_level(revision)
+            log.notes.note_level(revision)
             log.commit()

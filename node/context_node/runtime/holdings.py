@@ -77,7 +77,7 @@ class Holdings:
             hard_state = HardState(FIRST_INDEX, 0, FIRST_INDEX)
             log.install(shard, replica_id, generation, hard_state, FIRST_INDEX, FIRST_INDEX)
             made[shard] = RecoveredShard(replica_id, generation, hard_state, FIRST_INDEX, FIRST_INDEX, [])
-        log.note_shards(self._options.shards)
+        log.notes.note_shards(self._options.shards)
         log.commit()
         return made
 

@@ -1,53 +1,36 @@
 """The Raft log of all shards of a node: one SQLite database, one row and one fsync per batch.
 
 Knows: batches of opaque records, which of them are still needed, each shard's checkpointed hard state, truncation point
-and generation. Does not know: what an entry says, tasks, timers, messages.
+and generation. Does not know: what an entry says, tasks, timers, messages. The file is `log_file.py`'s, what the node
+remembers beside its shards `log_notes.py`'s.
 
 Invariants
 - What `commit` returned for, or `synced` without an error, is on the disk, whole, and `recover` finds it after any loss of power (P1, P2,
   P12).
 - Opening rewrites and syncs what was found in the WAL and then commits once: what is recovered is durable before
   anybody acts on it (P9), also after an fsync that failed and left clean-looking pages in memory (P10).
-- Any error of the file poisons the store: every later call raises. Opening it again finds every committed batch.
 - A batch that is not exactly what was written stops the start; nothing is skipped in silence.
 - A batch is deleted only when all its entries are below their shard's truncation point or voided and no newest hard
   state is in it; the hard state that `truncate` writes is in the same transaction (P7).
 
 Threads: everything runs on the owner's thread (the event loop) but `checkpoint`, `scrub` and `close`, which a worker may
-run, and the sync between `seal` and `synced`. While one of these is under way nobody else may call; it raises `StoreInUse`
-if somebody does. Rows are bound and committed on the event loop, because a worker would wait for the interpreter's lock at
-each; only the disk is worth a thread, and one without Python.
-
-A lock is held from before the file is opened until it is closed: a second process on the same data directory is refused. The
-connection locks the file exclusively as well, so that there is no shared-memory index.
+run, and the sync between `seal` and `synced`. Rows are bound and committed on the event loop, because a worker would wait
+for the interpreter's lock at each; only the disk is worth a thread, and one without Python.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from itertools import islice
 
 import apsw
 
 from context_node.raft import _core
-from context_node.runtime.databases import (
-    REAL_DISK,
-    WAL_FRAME_BYTES,
-    DatabaseOptions,
-    DiskAccess,
-    StorageError,
-    StorageFailed,
-    StoreInUse,
-    Synchronous,
-    abandon,
-    open_database,
-    pages_written,
-    storage_error,
-    wal_file,
-)
+from context_node.runtime.databases import StorageError
 from context_node.runtime.log_codec import RECORDS_MAX, pack_batch, unpack_batch
+from context_node.runtime.log_file import LOG_OPTIONS, LogOptions
 from context_node.runtime.log_index import BatchCounts, ShardSpans, check_follows
-from context_node.runtime.log_recovery import first_commit, read_log, signed
+from context_node.runtime.log_notes import LogNotes
+from context_node.runtime.log_recovery import read_log, signed
 from context_node.runtime.log_rows import (
     CommitReport,
     HardState,
@@ -63,80 +46,26 @@ DELETES_PER_COMMIT = 32
 """Most dead batches deleted by one commit: bounds what a truncation adds to the commits after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogOptions:
-    """`cache_bytes`: page cache. `wal_bytes_max`: WAL size from which a checkpoint is due, in [1 MiB, 1 GiB].
-    No batch is committed during a checkpoint, so it should be short: 4 MiB take 2 to 15 ms here.
-
-    `synchronous` is FULL: each commit is synced, by the store and not by SQLite. Anything else exists for the test that shows the loss.
-    """
-
-    cache_bytes: int = 2 * 1024 * 1024
-    wal_bytes_max: int = 4 * 1024 * 1024
-    synchronous: Synchronous = "FULL"
-    disk: DiskAccess = REAL_DISK
-
-
 class LogStore:
     """See the module's docstring. Call `recover` once, first."""
 
-    def __init__(self, path: str, identity_if_new: LogIdentity, codec: RecordCodec, options: LogOptions = LogOptions()) -> None:
-        """Open the log at `path`, or create it as `identity_if_new`; the caller compares `identity` with its own.
+    def __init__(self, path: str, identity_if_new: LogIdentity, codec: RecordCodec, options: LogOptions = LOG_OPTIONS) -> None:
+        """Open the log at `path`, or create it as `identity_if_new`; the caller compares `notes.identity` with its own.
 
         Raises `StorageError`; `StorageFailed` also for a format that this version does not read.
         """
         self.path = path
+        self.notes = LogNotes(path, identity_if_new, options)
+        self._file = self.notes.file
         self._codec = codec
         self._options = options
-        self._poison: StorageError | None = None
-        self._busy = False
-        self._open = False
-        self._is_closed = False
         self._rows: dict[int, ShardRow] = {}
         self._spans: dict[int, ShardSpans] = {}
         self._counts = BatchCounts()
         self._dead: deque[int] = deque()
         self._next_batch = 0
         self._report = CommitReport(0, 0, 0)
-        self._commits = self._batches = self._records = self._record_bytes = self._checkpoints = 0
-        try:
-            self.unlock = options.disk.lock(path)
-        except (apsw.Error, OSError) as error:
-            raise storage_error(path, "open", error) from error
-        try:
-            self._database = open_database(
-                path,
-                DatabaseOptions(
-                    # At a commit the store syncs, at a checkpoint SQLite.
-                    synchronous="NORMAL" if options.synchronous == "FULL" else options.synchronous,
-                    cache_bytes=options.cache_bytes,
-                    exclusive=True,
-                    disk=options.disk,
-                ),
-            )
-        except BaseException:
-            self.unlock()
-            raise
-        self._execute = self._database.execute
-        try:
-            self.boot, self.identity, self.was_scrubbed = first_commit(self._database, path, identity_if_new)
-            self._commits += 1
-            self._wal = wal_file(self._database)
-            if options.synchronous == "FULL":
-                _core.sync_file(self._wal)
-            self.shards: int | None = self._execute("SELECT value FROM meta WHERE key='shards'").get
-            """Into how many shards contexts are hashed, if this log was made by a version that kept it."""
-            self.nodes: bytes = self._execute("SELECT value FROM meta WHERE key='nodes'").get or b""
-            """The members that were known last; empty if there were none."""
-            self.level: int = self._execute("SELECT value FROM meta WHERE key='level'").get or 1
-            """The feature level that was known last: what is in the log may need as new a version."""
-            self.is_removed: bool = self._execute("SELECT value FROM meta WHERE key='removed'").get is not None
-            """Whether the cluster has said that this store belongs to it no more."""
-        except (apsw.Error, OSError, StorageError) as error:
-            abandon(self._database)
-            self.unlock()
-            raise storage_error(path, "open", error, self._database) from error
-        self._wal_start = pages_written(self._database)
+        self._batches = self._records = self._record_bytes = 0
 
     # -- start -------------------------------------------------------------------------------------------------------
 
@@ -145,64 +74,31 @@ class LogStore:
 
         Raises `StorageFailed` that names the batch if a row is damaged or entries are missing.
         """
-        self._check_usable()
+        self._file.check_usable()
         if self._next_batch:
             raise RuntimeError("the log was recovered already")
         try:
-            found = read_log(self._database, self.path, self._codec)
+            found = read_log(self._file.database, self.path, self._codec)
         except (apsw.Error, StorageError, TypeError, ValueError) as error:  # the last two: rows of impossible values
-            raise self._fail("recover", error) from error
+            raise self._file.fail("recover", error) from error
         self._rows, self._spans, self._counts = found.rows, found.spans, found.counts
         self._dead.extend(found.dead)
         self._next_batch = found.next_batch
         return found.shards
 
-    def note_shards(self, count: int) -> None:
-        """Into how many shards contexts are hashed, with the next commit."""
-        self._check_usable()
-        self._bind("INSERT OR REPLACE INTO meta VALUES('shards', ?)", (count,))
-        self.shards = count
-
-    def note_nodes(self, nodes: bytes) -> None:
-        """The members of the cluster as they are known now, packed, with the next commit."""
-        self._check_usable()
-        self._bind("INSERT OR REPLACE INTO meta VALUES('nodes', ?)", (nodes,))
-        self.nodes = nodes
-
-    def note_level(self, level: int) -> None:
-        """The feature level as it is known now, with the next commit."""
-        self._check_usable()
-        self._bind("INSERT OR REPLACE INTO meta VALUES('level', ?)", (level,))
-        self.level = level
-
-    def note_removed(self) -> None:
-        """This store belongs to its cluster no more, with the next commit."""
-        self._check_usable()
-        self._bind("INSERT OR REPLACE INTO meta VALUES('removed', 1)", ())
-        self.is_removed = True
-
-    def note_scrubbed(self) -> None:
-        """No file holds bytes of a purged context, with the next commit: known as `was_scrubbed` to the next start, and to no later one."""
-        self._check_usable()
-        self._bind("INSERT OR REPLACE INTO meta VALUES('scrubbed', ?)", (self.boot,))
-
-    def note_cluster(self, cluster_id: str) -> None:
+    def begin_cluster(self, cluster_id: str) -> None:
         """The id of the cluster that this store begins, with the next commit. Only a store that was in none may."""
-        self._check_usable()
-        if self._rows or self.shards is not None:
+        if self._rows or self.notes.shards is not None:
             raise ValueError("a store that was in a cluster belongs to it")
-        self._bind("UPDATE meta SET value=? WHERE key='cluster_id'", (cluster_id,))
-        self.identity = replace(self.identity, cluster_id=cluster_id)
+        self.notes.note_cluster(cluster_id)
 
     def adopt_cluster(self, cluster_id: str, shards: int) -> None:
         """Belong to another cluster from now on, durably. Only a store without shards may. Raises `StorageError`."""
-        self._check_usable()
         if self._rows:
             raise ValueError("a store that holds shards belongs to its cluster")
-        self._bind("UPDATE meta SET value=? WHERE key='cluster_id'", (cluster_id,))
-        self.note_shards(shards)
+        self.notes.note_cluster(cluster_id)
+        self.notes.note_shards(shards)
         self.commit()
-        self.identity = replace(self.identity, cluster_id=cluster_id)
 
     def reread(self, shard: int) -> RecoveredShard:
         """A shard as the disk knows it now, as `recover` gives it; for a replica that begins anew. Raises `StorageError`."""
@@ -225,11 +121,11 @@ class LogStore:
         A shard may stand there more than once, in order. Raises `ValueError` before anything changed if a shard is
         unknown, a record empty or its entries do not follow; `StorageError` otherwise.
         """
-        self._check_usable()
+        self._file.check_usable()
         checked = self._checked(records)
         number = self._next_batch
         row = pack_batch(number, [(shard, self._rows[shard].replica_id, record) for shard, record in records])
-        self._bind("INSERT INTO batches VALUES(?,?)", (number, row))
+        self._file.bind("INSERT INTO batches VALUES(?,?)", (number, row))
         self._next_batch += 1
         self._counts.add(number, len(records))
         record_bytes = 0
@@ -250,7 +146,7 @@ class LogStore:
         *fsynced* the state database up to `index`. Raises `ValueError` for an index beyond the log's end or a hard
         state that goes back.
         """
-        self._check_usable()
+        self._file.check_usable()
         row, spans = self._row(shard), self._spans[shard]
         state = HardState(*hard_state)
         if index > spans.last_index:
@@ -272,7 +168,7 @@ class LogStore:
         The state database `generation` holds everything up to entry `index` of `term` and is durable with its name;
         nothing that this shard appended before, hard states included, counts any more.
         """
-        self._check_usable()
+        self._file.check_usable()
         newest = self._next_batch - 1
         row = ShardRow(replica_id, generation, HardState(*hard_state), index, term, newest, newest)
         self._write_row(shard, row)
@@ -283,34 +179,25 @@ class LogStore:
 
     def remove(self, shard: int) -> None:
         """Forget the replica of `shard`, from the next commit on. Unknown shards are ignored."""
-        self._check_usable()
+        self._file.check_usable()
         if self._rows.pop(shard, None) is None:
             return
-        self._bind("DELETE FROM shards WHERE shard=?", (shard,))
+        self._file.bind("DELETE FROM shards WHERE shard=?", (shard,))
         self._release(self._spans.pop(shard).batches())
 
     def seal(self) -> int:
         """Write the open transaction out; what is returned is the file to sync (`Worker.sync`, `sync_file`), and how that went is told to
         `synced`. Until then the store has no other user. Raises `StorageError`, after which the store is poisoned (P10)."""
-        self._check_usable()
-        if self._open:
+        self._file.check_usable()
+        if self._file.has_open_transaction:
             self._delete_dead(DELETES_PER_COMMIT)
-            try:
-                self._execute("COMMIT")
-            except apsw.Error as error:
-                raise self._fail("commit", error) from error
-            self._open = False
-            self._commits += 1
-        self._busy = True
-        return self._wal
+        return self._file.seal()
 
     def synced(self, error: BaseException | None = None) -> CommitReport:
         """The file that `seal` gave was synced: all that was written before is durable. With an `error` it may be or not, and the store is
         poisoned (P10): raises `StorageError`."""
-        self._busy = False
         report, self._report = self._report, CommitReport(0, 0, 0)
-        if error is not None:
-            raise self._fail("commit", error) from error
+        self._file.synced(error)
         self._batches += report.batch != 0
         self._records += report.records
         self._record_bytes += report.record_bytes
@@ -334,17 +221,17 @@ class LogStore:
         Ends early once the records hold `bytes_max` bytes (the first is always given), and is empty when `first` is
         gone or not there yet. Raises `StorageError`.
         """
-        self._check_usable()
+        self._file.check_usable()
         slices: list[LogSlice] = []
         size = 0
         for span in self._spans[shard].covering(first, last):
             if not slices and span.first > first:
                 return []
             try:
-                row = self._execute("SELECT records FROM batches WHERE batch=?", (span.batch,)).get
+                row = self._file.execute("SELECT records FROM batches WHERE batch=?", (span.batch,)).get
                 record = unpack_batch(span.batch, row)[span.slot][2]
             except (apsw.Error, ValueError, TypeError) as error:
-                raise self._fail(f"read batch {span.batch}", error) from error
+                raise self._file.fail(f"read batch {span.batch}", error) from error
             slices.append(LogSlice(max(first, span.first), min(last, span.last), record))
             size += len(record)
             if size >= bytes_max:
@@ -388,21 +275,16 @@ class LogStore:
     @property
     def wal_bytes(self) -> int:
         """Bytes written to the WAL since it was last carried over."""
-        return (pages_written(self._database) - self._wal_start) * WAL_FRAME_BYTES
+        return self._file.wal_bytes
 
     @property
     def wants_checkpoint(self) -> bool:
         """Whether the WAL has reached the size from which `checkpoint` is due."""
-        return self.wal_bytes >= self._options.wal_bytes_max
+        return self._file.wal_bytes >= self._options.wal_bytes_max
 
     def checkpoint(self) -> None:
         """Carry the WAL over into the database file, and begin it anew. Between commits; a worker may run it."""
-
-        def work() -> None:
-            self._carry_over(apsw.SQLITE_CHECKPOINT_PASSIVE)
-            self._begin_wal()
-
-        self._alone("checkpoint", work)
+        self._file.checkpoint()
 
     def scrub(self) -> None:
         """Take the bytes of deleted batches out of the files. Between commits; a worker may run it.
@@ -410,50 +292,23 @@ class LogStore:
         Forgets only what is no longer needed. For a purge: note `newest_batch`, flush and truncate the `pinning_shards`
         up to it, commit, then scrub. Costs a rewrite of what is left, in memory: a log that is nearly empty by then.
         """
-
-        def work() -> None:
-            while self._dead:
-                self._begin()
-                self._delete_dead(1024)
-                self._execute("COMMIT")
-                self._open = False
-                self._commits += 1
-            self._execute("VACUUM")
-            self._carry_over(apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            self._begin_wal()
-
-        self._alone("scrub", work)
+        self._file.scrub(lambda: self._delete_dead(1024))
 
     def stats(self) -> LogStats:
         """Counters for the metrics."""
         return LogStats(
-            self._commits,
+            self._file.commits,
             self._batches,
             self._records,
             self._record_bytes,
-            self._checkpoints,
-            0 if self._poison else self.wal_bytes,
+            self._file.checkpoints,
+            self._file.wal_bytes,
             len(self._dead),
         )
 
     def close(self) -> None:
         """Close the files; what is not committed is gone. May be repeated."""
-        if self._busy:
-            raise StoreInUse(f"{self.path} was closed while its commit or checkpoint ran")
-        if self._is_closed:
-            return
-        self._is_closed = True
-        try:
-            if self._poison is not None:
-                abandon(self._database)
-                return
-            self._poison = StorageFailed(self.path, "use", "the store is closed")
-            self._database.close()
-        except apsw.Error as error:
-            abandon(self._database)
-            raise storage_error(self.path, "close", error) from error
-        finally:
-            self.unlock()
+        self._file.close()
 
     # -- helpers, in calling order -----------------------------------------------------------------------------------
 
@@ -483,65 +338,17 @@ class LogStore:
         state = row.hard_state
         values = (shard, signed(row.replica_id), row.generation, state.term, signed(state.vote), state.commit)
         points = (row.truncated_index, row.truncated_term, row.since_batch, row.flushed_batch)
-        self._bind("INSERT OR REPLACE INTO shards VALUES(?,?,?,?,?,?,?,?,?,?)", values + points)
+        self._file.bind("INSERT OR REPLACE INTO shards VALUES(?,?,?,?,?,?,?,?,?,?)", values + points)
         self._rows[shard] = row
 
     def _release(self, batches: Sequence[int]) -> None:
         self._dead.extend(batch for batch in batches if self._counts.release(batch))
 
-    def _bind(self, sql: str, values: tuple[int | str | bytes, ...]) -> None:
-        try:
-            self._begin()
-            self._execute(sql, values)
-        except apsw.Error as error:
-            raise self._fail("write", error) from error
-
-    def _begin(self) -> None:
-        if not self._open:
-            self._execute("BEGIN IMMEDIATE")
-            self._open = True
-
-    def _delete_dead(self, batches_max: int) -> None:
+    def _delete_dead(self, batches_max: int) -> bool:
+        """Whether there were any."""
         dead = [(batch,) for batch in islice(self._dead, batches_max)]
-        if not dead:
-            return
-        try:
-            self._database.executemany("DELETE FROM batches WHERE batch=?", dead)
-        except apsw.Error as error:
-            raise self._fail("delete", error) from error
+        if dead:
+            self._file.bind_many("DELETE FROM batches WHERE batch=?", dead)
         for _ in dead:
             self._dead.popleft()
-
-    def _alone(self, operation: str, work: Callable[[], None]) -> None:
-        self._check_usable()
-        if self._open:
-            raise StoreInUse(f"{operation} on {self.path} before the open transaction was committed")
-        self._busy = True
-        try:
-            work()
-        except apsw.Error as error:
-            raise self._fail(operation, error) from error
-        finally:
-            self._busy = False
-
-    def _carry_over(self, mode: int) -> None:
-        frames, carried = self._database.wal_checkpoint(mode=mode)
-        if frames == carried:
-            self._wal_start = pages_written(self._database)
-        self._checkpoints += 1
-
-    def _begin_wal(self) -> None:
-        """Commit something: the first commit to a WAL that begins anew syncs its head by itself, better here than on the event loop."""
-        self._execute("INSERT OR REPLACE INTO meta VALUES('checkpoints', ?)", (self._checkpoints,))
-
-    def _check_usable(self) -> None:
-        if self._busy:
-            raise StoreInUse(f"{self.path} was used while its commit or checkpoint ran")
-        if self._poison is not None:
-            raise StorageFailed(self.path, "use", f"an earlier operation failed: {self._poison}") from self._poison
-
-    def _fail(self, operation: str, error: BaseException) -> StorageError:
-        """Poison the store (P10) and name the failure."""
-        failure = storage_error(self.path, operation, error, self._database)
-        self._poison = self._poison or failure
-        return failure
+        return bool(dead)

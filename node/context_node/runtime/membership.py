@@ -170,7 +170,7 @@ class Membership:
     def _me(self) -> Member:
         store = self._cluster.transport.identity.store
         log, options, mine = self._node.log, self._cluster.options, self._node.options
-        belongs_to = log.identity.cluster_id if log is not None and log.shards is not None else ""
+        belongs_to = log.notes.identity.cluster_id if log is not None and log.notes.shards is not None else ""
         return Member(store, mine.name, self._cluster.advertised, options.client, options.zone, mine.revision, belongs_to)
 
     def keep(self) -> None:
@@ -179,11 +179,11 @@ class Membership:
         nodes = _encode(tuple(self.members()))
         if engine is None or engine.is_failed or log is None:
             return
-        if self.members() and log.nodes != nodes:
-            engine.with_log(lambda log: log.note_nodes(nodes))
+        if self.members() and log.notes.nodes != nodes:
+            engine.with_log(lambda log: log.notes.note_nodes(nodes))
             self._cluster.news.set()
-        if log.level != (level := self.level()):
-            engine.with_log(lambda log: log.note_level(level))
+        if log.notes.level != (level := self.level()):
+            engine.with_log(lambda log: log.notes.note_level(level))
 
     def level(self) -> int:
         """The feature level, as far as this node knows it; an older one than the newest is safe to go by."""

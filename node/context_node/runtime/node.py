@@ -28,8 +28,9 @@ from context_node.runtime.engine import Engine
 from context_node.runtime.entering import Entry
 from context_node.runtime.histories import Histories
 from context_node.runtime.holdings import Holdings
+from context_node.runtime.log_file import LogOptions
 from context_node.runtime.log_rows import LogIdentity
-from context_node.runtime.log_store import LogOptions, LogStore
+from context_node.runtime.log_store import LogStore
 from context_node.runtime.membership import StoreRemoved
 from context_node.runtime.moving import Moves
 from context_node.runtime.named_policies import NamedPolicies
@@ -162,7 +163,7 @@ class Node:
         disk.make_directory(self.options.data_dir)
         disk.make_directory(self.holdings.state_dir)
         log = self._open_log()
-        if log.is_removed and self.cluster is not None and self.cluster.options.renews:
+        if log.notes.is_removed and self.cluster is not None and self.cluster.options.renews:
             log.close()
             self.holdings.empty()
             log = self._open_log()
@@ -170,7 +171,7 @@ class Node:
         try:
             recovered = log.recover()
             self._entry.check_cluster(log, bool(recovered))
-            if not recovered and log.shards is None:
+            if not recovered and log.notes.shards is None:
                 self.holdings.check_nothing_is_there()
                 if self.cluster is None or not self.cluster.options.join:
                     recovered = self.holdings.bootstrap(log)
@@ -197,9 +198,9 @@ class Node:
             await self._leave()
             raise
         replicas = engine.replicas
-        phase = zlib.crc32(log.identity.store_uuid.encode()) / (1 << 32)
+        phase = zlib.crc32(log.notes.identity.store_uuid.encode()) / (1 << 32)
         self.upkeep = Upkeep(engine, self.options.upkeep, self._upkeep_worker, self._loop, self.state_failed, phase)
-        if not log.was_scrubbed:
+        if not log.notes.was_scrubbed:
             # The last life may have ended between a purge and its scrub.
             self.upkeep.note_purge()
         await self._caught_up(engine, replicas)
@@ -295,7 +296,7 @@ class Node:
         if not task.cancelled() and (error := task.exception()) is not None:
             if isinstance(error, StoreRemoved) and self.engine is not None and not self.engine.is_failed:
                 # The next start has to know: the replicas that may still be on the disk belong to nobody.
-                self.engine.with_log(lambda log: log.note_removed())
+                self.engine.with_log(lambda log: log.notes.note_removed())
             self._on_fatal(error)
 
     async def stop(self) -> None:
@@ -348,7 +349,7 @@ class Node:
         if log is not None:
             with suppress(StorageError):
                 if is_scrubbed():
-                    log.note_scrubbed()
+                    log.notes.note_scrubbed()
                     log.commit()
             with suppress(StorageError):
                 log.close()

@@ -6,6 +6,7 @@ ENGINE = "context_node.runtime.engine"
 HOLDINGS = "context_node.runtime.holdings"
 UPKEEP = "context_node.runtime.upkeep"
 LOG = "context_node.runtime.log_store"
+LOG_FILE = "context_node.runtime.log_file"
 REPLICA = "context_node.runtime.replica"
 
 MUTANTS = (
@@ -99,7 +100,7 @@ MUTANTS = (
     Mutant(
         "the log is not synced",
         "P2; §2 Jepsen NATS 2.12.1",
-        ((LOG, 'synchronous: Synchronous = "FULL"', 'synchronous: Synchronous = "OFF"'),),
+        ((LOG_FILE, 'synchronous: Synchronous = "FULL"', 'synchronous: Synchronous = "OFF"'),),
     ),
     Mutant(
         "a truncation forgets the vote",
