@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from context_node.contexts.refusals import OutcomeUnknown, Refusal, Unavailable
+from context_node.contexts.refusals import Refusal, Unavailable
 from context_node.raft import MessageKind, peek_message
 from context_node.runtime import calls
-from context_node.runtime.calls import Follower, NodeStatus, ReplicaStatus
+from context_node.runtime.calls import NodeStatus
+from context_node.runtime.describing import describe_node, describe_policies
 from context_node.runtime.membership import Membership, address
 from context_node.runtime.not_here import NotHere
 from context_node.runtime.pauses import Pauses
+from context_node.runtime.proposals import outcome_unknown
 from context_node.runtime.quiescence import Rest, Watch
 from context_node.runtime.replica import Replica
 from context_node.runtime.shards import node_of
@@ -355,7 +357,7 @@ class Cluster:
             ) from None
         except PeerLost:
             if calls.KINDS[name].is_write:
-                raise OutcomeUnknown("The write may or may not have been kept; retry with the same Idempotency-Key to find out.") from None
+                raise outcome_unknown() from None
             raise Unavailable(f"Node {self.membership.name_of(node)} did not answer; try again shortly.", retry_after_s=1) from None
         return calls.decode_answer(name, data)
 
@@ -425,49 +427,11 @@ class Cluster:
         return self.leader_of(shard)
 
     async def _policies_call(self) -> tuple[int, dict[str, int]]:
-        """How many replicas of ordinary shards there are here, and by name the oldest generation that one of them follows."""
-        replicas = [replica for replica in self._node.shards.replicas() if replica.failure is None]
-        names = {name for replica in replicas for name in replica.machine.policies}
-        found = {}
-        for name in sorted(names):
-            held = [replica.machine.policies.get(name) for replica in replicas]
-            found[name] = min(0 if policy is None or policy.record.deleted else policy.record.generation for policy in held)
-        return len(replicas), found
+        return describe_policies(self._node.shards.replicas())
 
     async def _describe_call(self) -> NodeStatus:
         return self.describe()
 
     def describe(self) -> NodeStatus:
         """This node and its replicas, as it sees them."""
-        is_ready, reason = self._node.state.ready()
-        boot = self._node.log.notes.boot if self._node.log is not None else 0
-        replicas = tuple(status_of(replica) for replica in self._node.shards.all())
-        system = self.membership.system_state()
-        epoch, factor = (system.epoch, system.factor) if system is not None and system.members else (0, 0)
-        version, revision = self._node.options.version, self._node.options.revision
-        level, archive = self.membership.level(), self._node.archive_health()
-        return NodeStatus(
-            self.number, version, boot, is_ready, reason, replicas, epoch, factor, level, revision, self.has_slow_disk, archive
-        )
-
-
-def status_of(replica: Replica) -> ReplicaStatus:
-    """A replica for those who look from outside."""
-    status = replica.group.status()
-    members = replica.members
-    return ReplicaStatus(
-        replica.shard,
-        replica.group.replica_id,
-        replica.group.is_leader,
-        node_of(status.leader_id),
-        status.term,
-        replica.applied_index,
-        status.commit,
-        status.last_index,
-        status.log_bytes,
-        members.voters,
-        members.learners,
-        members.joint,
-        replica.failure,
-        tuple(Follower(one.replica_id, one.match_index, one.state, one.recent_active) for one in status.progress),
-    )
+        return describe_node(self._node, self)

@@ -126,7 +126,7 @@ MUTANTS = (
         (
             (
                 CLUSTER,
-                '                raise OutcomeUnknown("The write may or may not have been kept; retry with the same Idempotency-Key to find out.") from None\n',
+                "                raise outcome_unknown() from None\n",
                 '                raise NotHere("try again") from None\n',
             ),
         ),
