@@ -16,10 +16,11 @@ import msgspec
 from context_node.contexts.refusals import ContextNotFound, OutcomeUnknown, Refusal
 from context_node.contexts.requests import Append as AppendRequest
 from context_node.contexts.requests import Compact, PatchMetadata, PolicyChoice, PutContext, PutPolicy
+from context_node.runtime.proposals import OUTLIVE_ELECTIONS
 from context_node.runtime.service import Service
 from context_node.runtime.shards import shard_of
 from simulation.judge import Judge
-from simulation.world import Life, World, settle
+from simulation.world import ELECTION_TICKS, Life, World, settle
 from support.histories import Append, LogOperation, Mark, Operation, Read, Seen, Tail, by_context, check_log
 from support.running_nodes import history, message
 
@@ -29,6 +30,12 @@ TAIL = 4
 CLIENT_TIMEOUT_S = 6.0
 SILENCE_S = 60.0
 """No operation of a living process may stay without an answer for so long (P4)."""
+
+OUTLIVES_TICKS = OUTLIVE_ELECTIONS * ELECTION_TICKS
+"""So long a write may stay without an answer after its leader ceased to lead (P4)."""
+
+ANSWER_S = 45.0
+"""So long after all is whole, the end of every operation has come: a call between nodes has 30 s."""
 
 
 class NotSent(Exception):
@@ -143,6 +150,18 @@ class Clients:
             if not question.was_paused and now - question.asked > SILENCE_S:
                 self.judge.fail("P4", f"{question.life.name} did not answer for {SILENCE_S:g} s: {question.task.get_coro()}")
         self._questions = left
+        for life in self.world.lives:
+            for replica in life.replicas:
+                waiting = replica._proposals._waiting.values()
+                since = min((one.since for one in waiting if one.since is not None), default=replica.ticks)
+                if replica.ticks - since > OUTLIVES_TICKS:
+                    self.judge.fail("P4", f"{life.name} keeps a write of shard {replica.shard} for {replica.ticks - since} ticks")
+
+    def unanswered(self) -> list[str]:
+        """What living processes still work on: what they were asked here, and what they ask each other."""
+        asked = [each for each in self._questions if not each.task.done() and not each.process.is_dead]
+        calls = [each for each in self.world.network.listening.values() if each.running and not each.process.is_dead]
+        return [f"{each.life.name}: {each.task.get_coro()}" for each in asked] + [f"{each.host}: a call" for each in calls]
 
     # --- what is asked ------------------------------------------------------------------------------------------------
 

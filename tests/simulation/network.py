@@ -116,7 +116,8 @@ class SimulatedTransport(Transport):
         self.port = 0
         self._message, self._request, self._peer = on_message, on_request, on_peer
         self._known: dict[int, _Link] = {}
-        self._running: dict[asyncio.Task[Any], None] = {}
+        self.running: dict[asyncio.Task[Any], None] = {}
+        """Calls that this node answers just now."""
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -272,8 +273,8 @@ class SimulatedTransport(Transport):
         if self.is_closed or not self.network.passes(link.source.host, self.host):
             return
         task = self.network.loop.create_task(self._answer(link, payload, answer), context=self.process.context.copy())
-        self._running[task] = None
-        task.add_done_callback(lambda task: self._running.pop(task, None))
+        self.running[task] = None
+        task.add_done_callback(lambda task: self.running.pop(task, None))
 
     async def _answer(self, link: _Link, payload: bytes, answer: "asyncio.Future[bytes]") -> None:
         assert link.as_seen is not None
@@ -303,10 +304,10 @@ class SimulatedTransport(Transport):
             del self.network.listening[self.host, self.port]
         for node in list(self._known):
             self.forget(node)
-        for task in list(self._running):
+        for task in list(self.running):
             task.cancel()
         for other in list(self.network.listening.values()):
             for link in other._known.values():
                 if link.target is self:
                     other._later(self.network.delay_s(), other._lose, link, self)
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*self.running, return_exceptions=True)

@@ -21,7 +21,7 @@ from context_node.runtime.replica import Replica
 from context_node.runtime.shards import SYSTEM_SHARD, node_of
 from simulation.administrator import FACTOR, Administrator
 from simulation.archive_end import judge_archive
-from simulation.clients import Clients
+from simulation.clients import ANSWER_S, Clients
 from simulation.faults import Faults
 from simulation.judge import Judge, Violated
 from simulation.loop import BEGIN_S, SimulatedLoop, run_simulated
@@ -119,6 +119,7 @@ async def _run(world: World, judge: Judge, events: int) -> Clients:
     await world.until(lambda: is_whole(world, judge, faults), HEAL_S + BLANK_KEPT_S, "LIVENESS", lambda: picture(world))
     playing[2].cancel()
     clients.check_silence()
+    await world.until(lambda: not clients.unanswered(), ANSWER_S, "P4", lambda: "; ".join(clients.unanswered()))
     await clients.judge_all()
     if world.archive is not None:
         await judge_archive(world, clients)
