@@ -1,6 +1,7 @@
 """The archiver by itself: what no list of errors foresees is waited out as well."""
 
 import asyncio
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 
 from context_node.archive import archiver as archiving
 from context_node.archive.archiver import BATCHES_AT_ONCE, Archiver, ArchiverOptions
-from context_node.archive.copying import Turn
+from context_node.archive.backlog import Backlog
+from context_node.archive.copying import Led, Turn
 from context_node.archive.errors import ArchiveError
 from context_node.archive.rows import ArchivedContext, ArchivedMessage
 from context_node.runtime.shards import ShardDirectory
@@ -167,5 +169,66 @@ def test_a_turn_that_fails_behind_a_good_batch_makes_its_shard_late_and_nothing_
         assert archiver.counters.is_healthy and archive.opened == 1
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(check())
+
+
+def test_each_trouble_is_told_once_until_it_is_over(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards, each with a trouble of its own, try again and again: two lines. One whose trouble comes back has another line."""
+    monkeypatch.setattr(archiving, "BACKOFF_MIN_S", 0.01)
+    monkeypatch.setattr(archiving, "BACKOFF_MAX_S", 0.02)
+    troubles = {1: "rows of shard 1 differ", 2: "rows of shard 2 differ"}
+    failed = dict.fromkeys(troubles, 0)
+
+    class Failing(Waiting):
+        async def turn(self, replica: Any, _led: Any) -> Turn:
+            if (trouble := troubles.get(replica.shard)) is not None:
+                failed[replica.shard] += 1
+                raise ArchiveError("differs", trouble)
+            return Turn()
+
+    def said() -> list[str]:
+        return sorted(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+
+    async def check() -> None:
+        shards = ShardDirectory(3)
+        shards.open({shard: led_replica(shard) for shard in (1, 2)})
+        options = ArchiverOptions(flush_s=0.01)
+        archiver = Archiver(shards, Moody(failures=0), options, cluster_id=lambda: "c" * 32, now_ms=lambda: 0, jitter=lambda: 0.0)
+        archiver._copier = Failing({})  # type: ignore[assignment]
+        running = asyncio.create_task(archiver.run())
+        await until(lambda: min(failed.values()) >= 5, "both shards to have failed a few times")
+        twice = [f"the archive is late: rows of shard {shard} differ" for shard in (1, 2)]
+        assert said() == twice
+        again = troubles.pop(1)
+        await until(lambda: 1 not in archiver._late, "the trouble of shard 1 to be over")
+        assert archiver.counters.cause == "differs", "that of shard 2 is not"
+        troubles[1] = again
+        await until(lambda: len(said()) == 3, "it to be told again")
+        assert said() == sorted([*twice, twice[0]])
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    with caplog.at_level(logging.INFO, "contextstore.archive"):
+        asyncio.run(check())
+
+
+def test_a_hole_is_told_before_lateness() -> None:
+    """What the archive lacks waits for ever, so that it is late as well some day; only the hole says what to do."""
+
+    async def check() -> None:
+        shards = ShardDirectory(1)
+        shards.open({0: led_replica(0)})
+        options = ArchiverOptions(lag_warn_bytes=100)
+        archiver = Archiver(shards, Moody(failures=0), options, cluster_id=lambda: "c" * 32, now_ms=lambda: 0, jitter=lambda: 0.0)
+        led = archiver._led[0] = Led(1, Backlog(lambda: 0, lambda _head, _epoch: True), is_scanned=True)
+        led.behind.came("c", [bytes(101)])
+        led.lost["c"] = None
+        archiver._tell_if_late()
+        archiver.counters.cause = ""
+        assert archiver.health().is_late
+        assert archiver.health().cause == "hole"
+        led.lost.clear()
+        assert archiver.health().cause == "late"
 
     asyncio.run(check())
