@@ -13,6 +13,7 @@ from context_node.archive.backlog import Backlog
 from context_node.archive.copying import Led, Turn
 from context_node.archive.errors import ArchiveError
 from context_node.archive.rows import ArchivedContext, ArchivedMessage
+from context_node.contexts.machine import Event
 from context_node.runtime.shards import ShardDirectory
 from support.waiting import until
 
@@ -230,5 +231,32 @@ def test_a_hole_is_told_before_lateness() -> None:
         assert archiver.health().cause == "hole"
         led.lost.clear()
         assert archiver.health().cause == "late"
+
+    asyncio.run(check())
+
+
+def test_what_waits_is_told_while_it_is_looked_for_anew() -> None:
+    """A shard whose archive has changed, or whose leader was another for a moment, does not seem to have everything archived."""
+
+    async def check() -> None:
+        told: list[int] = []
+
+        def stored(**_asked: Any) -> list[Any]:
+            archiver.note(replica, Event("message", "c", 1, (b"4",)))
+            told.append(archiver.lag_messages)
+            return []
+
+        shards, replica = ShardDirectory(1), led_replica(0)
+        shards.open({0: replica})
+        archiver = Archiver(shards, Moody(failures=0), ArchiverOptions(), cluster_id=str, now_ms=lambda: 0, jitter=lambda: 0.0)
+        await archiver._take_stock()
+        archiver.note(replica, Event("message", "c", 1, (b"1", b"2", b"3")))
+        archiver._led[0].is_over = True
+        assert archiver.lag_messages == 3
+        replica.store.list_contexts = stored
+        await archiver._take_stock()
+        assert told == [4]
+        # Nothing more is there but what came meanwhile: the fourth message.
+        assert archiver.lag_messages == 1
 
     asyncio.run(check())

@@ -111,7 +111,7 @@ class Archiver:
         if event.kind == "purged":
             led.forget(event.context_id)
         else:
-            led.behind.came(event.context_id, event.bodies)
+            led.came(event.context_id, event.bodies)
 
     @property
     def lag_messages(self) -> int:
@@ -139,7 +139,7 @@ class Archiver:
         for shard, led in self._led.items():
             replica = self._shards.held(shard)
             if replica is not None and is_led(replica):
-                yield led.behind
+                yield led.waiting
 
     def health(self) -> ArchiveView:
         """For administrators."""
@@ -268,8 +268,11 @@ class Archiver:
         for replica in led.values():
             term = replica.group.status().term
             known = self._led.get(replica.shard)
-            if known is None or known.term != term:
-                known = self._led[replica.shard] = Led(term, Backlog(self._now_ms, self._options.limits.is_behind))
+            if known is None or known.is_over or known.term != term:
+                # Told until this is looked through: or nothing would seem to wait.
+                before = None if known is None else known.waiting
+                behind = Backlog(self._now_ms, self._options.limits.is_behind)
+                known = self._led[replica.shard] = Led(term, behind, before=before)
             if not known.is_scanned:
                 try:
                     await self._scan(replica, known)
@@ -296,7 +299,7 @@ class Archiver:
                     led.behind.find_stored(replica, row)
             after = rows[-1].id
             await asyncio.sleep(0)
-        led.is_scanned = True
+        led.is_scanned, led.before = True, None
 
     def _tell_if_late(self) -> None:
         counters, waiting, most = self.counters, self.lag_bytes, self._options.lag_warn_bytes
@@ -319,20 +322,17 @@ class Archiver:
                 return Turn(has_written, error=error)
             has_written, has_more = has_written or turn.has_written, turn.has_more
             # What is led anew is looked through first.
-            if not has_more or replica.shard not in self._led:
+            if not has_more or (led := self._led.get(replica.shard)) is None or led.is_over:
                 break
         return Turn(has_written, has_more)
 
     async def _batch(self, replica: Replica) -> Turn:
         async with self._free:
             led = self._led.get(replica.shard)
-            if led is None or not led.is_scanned or led.term != replica.group.status().term:
+            if led is None or led.is_over or not led.is_scanned or led.term != replica.group.status().term:
                 # What is led has changed since stock was taken.
                 return Turn()
-            turn = await self._copier.turn(replica, led)
-            if led.is_over and self._led.get(replica.shard) is led:
-                self._led.pop(replica.shard, None)
-            return turn
+            return await self._copier.turn(replica, led)
 
 
 def is_led(replica: Replica) -> bool:

@@ -5,7 +5,7 @@ committed it; what the archive has by its own account is asked with every batch,
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -74,19 +74,34 @@ class Turn:
 class Led:
     """A shard that this node leads: the term, and what waits to be archived. `again`: contexts of which the archive lost a part that is hot
     still, by up to where it has them; `lost`: those of which it lost what is nowhere else, in the order in which it is asked for them
-    again, and `missed_ms`, when it last did not have one (Unix milliseconds)."""
+    again, and `missed_ms`, when it last did not have one (Unix milliseconds). `is_over`: it is to be looked through anew; `before`: what
+    was known to wait until that is done."""
 
     term: int
     behind: Backlog
     is_scanned: bool = False
     is_over: bool = False
+    before: Backlog | None = None
     again: dict[str, int] = field(default_factory=dict)
     lost: dict[str, None] = field(default_factory=dict)
     missed_ms: int = 0
 
+    @property
+    def waiting(self) -> Backlog:
+        """What is told to wait: while it is looked for anew, what was known before."""
+        return self.behind if self.before is None else self.before
+
+    def came(self, context_id: str, bodies: Sequence[bytes]) -> None:
+        """Messages were appended just now, or without any something else of the context has changed."""
+        self.behind.came(context_id, bodies)
+        if self.before is not None:
+            self.before.came(context_id, bodies)
+
     def forget(self, context_id: str) -> None:
         """Nothing of a context is to be archived: all of it is, or it was purged and the next of its id is another one."""
         self.behind.drop(context_id)
+        if self.before is not None:
+            self.before.drop(context_id)
         self.again.pop(context_id, None)
         self.lost.pop(context_id, None)
 
