@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
-from context_node.contexts.refusals import Refusal
+from context_node.contexts.refusals import OutcomeUnknown, Refusal, Unavailable
 from context_node.contexts.requests import Append
 from context_node.raft import Role
 from context_node.raft._core import sync_file
+from context_node.runtime import moving
 from context_node.runtime.leaderships import Leaderships, Loss
 from context_node.runtime.pauses import Pauses
+from context_node.runtime.proposals import Proposal
+from context_node.runtime.replica import Replica
 from context_node.runtime.shards import SYSTEM_SHARD
 from support.clusters import TestCluster, until
 from support.running_nodes import NodeLife, history, message, run, texts_of
@@ -103,26 +106,28 @@ async def write_and_hand_over(cluster: TestCluster, leave: Callable[[NodeLife], 
     await appended(leader, "before")
     # However slow this machine is just now.
     leader.engine.replicas[0].election_ticks = 1_000
+    for node in cluster.nodes:
+        node.engine.disk._limit_s = 0.0
     # Then shard 0 is all that a stopping leader has to give away.
     await transfer(cluster, SYSTEM_SHARD, successor)
     await until(cluster.is_quiet)
-    disks = SlowDisks((leader, other))
-    disks.hold()
+    handed_over = leader.engine.leaderships.lost[Loss.HANDED_OVER]
     texts = [f"text {number}" for number in range(WRITERS)]
-    writes = [asyncio.create_task(appended(other if number % 2 else leader, text)) for number, text in enumerate(texts)]
 
     async def are_at_the_successor() -> bool:
         led = leader.engine.replicas[0]
         matches = {one.replica_id: one.match_index for one in led.group.status().progress}
-        return led.in_flight == WRITERS and matches[successor.engine.replicas[0].group.replica_id] == led.group.last_index
-
-    await until(are_at_the_successor)
-    leaving = asyncio.create_task(leave(leader))
+        return led.in_flight == WRITERS and matches.get(successor.engine.replicas[0].group.replica_id) == led.group.last_index
 
     async def leads_no_more() -> bool:
         return not leader.engine.replicas[0].group.is_leader
 
+    disks = SlowDisks((leader, other))
+    disks.hold()
     try:
+        writes = [asyncio.create_task(appended(other if number % 2 else leader, text)) for number, text in enumerate(texts)]
+        await until(are_at_the_successor)
+        leaving = asyncio.create_task(leave(leader))
         await until(leads_no_more)
         ticks = leader.engine.replicas[0].ticks
 
@@ -130,7 +135,7 @@ async def write_and_hand_over(cluster: TestCluster, leave: Callable[[NodeLife], 
             return leader.engine.replicas[0].ticks > ticks + 3
 
         await until(goes_on)
-        assert leader.engine.leaderships.lost[Loss.HANDED_OVER] >= 1
+        assert leader.engine.leaderships.lost[Loss.HANDED_OVER] == handed_over + 1
         assert not any(write.done() for write in writes), "a write was answered that no majority has"
     finally:
         disks.let_go()
@@ -152,7 +157,10 @@ def test_p4_writes_under_way_are_answered_when_their_leader_hands_over(tmp_path:
     run(check())
 
 
-def test_p4_writes_under_way_are_answered_when_their_node_stops(tmp_path: Path) -> None:
+def test_p4_writes_under_way_are_answered_when_their_node_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # However slow this machine is just now.
+    monkeypatch.setattr(moving, "HAND_OVER_S", 60.0)
+
     async def check() -> None:
         cluster = await TestCluster(tmp_path, shards=1).start(3)
         await write_and_hand_over(cluster, lambda leader: leader.stop())
@@ -187,7 +195,11 @@ def test_p4_what_nobody_took_over_is_handed_over_again(tmp_path: Path, way: str)
     run(check())
 
 
-def test_a_node_that_stops_says_what_it_handed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_node_that_stops_says_what_it_handed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "HAND_OVER_S", 60.0)
+
     async def check() -> None:
         cluster = await TestCluster(tmp_path, shards=1).start(3)
         leader = await cluster.leader(0)
@@ -208,15 +220,70 @@ def test_p4_a_replica_that_finds_itself_alone_and_does_not_lead_has_time(tmp_pat
     async def check() -> None:
         cluster = await TestCluster(tmp_path, shards=1).start(3)
         leader = await cluster.leader(0)
-        alone = next(node for node in cluster.nodes if node is not leader).engine.replicas[0]
+        engine = next(node for node in cluster.nodes if node is not leader).engine
+        alone = engine.replicas[0]
         alone.has_peers = False
         before = alone.ticks
 
         async def has_time() -> bool:
+            engine.wake([0])
             return alone.ticks > before + 3
 
         await until(has_time)
         alone.has_peers = True
+        await cluster.stop()
+
+    run(check())
+
+
+def test_p4_a_write_that_waits_is_answered_also_by_a_leader_that_is_alone(tmp_path: Path) -> None:
+    """It was proposed in an earlier term of this leader, at a place that its log does not have any more."""
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path, shards=1).start(1)
+        alone = cluster.nodes[0].engine.replicas[0]
+        command: Any = None
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        alone._proposals.add(alone.group.last_index + 7, Proposal(1, command, 1, reply))
+        alone._proposals.outlive(alone.ticks)
+        with pytest.raises(OutcomeUnknown):
+            await reply
+        await cluster.stop()
+
+    run(check())
+
+
+def test_p4_a_shard_takes_writes_while_its_leadership_is_offered_to_a_node_that_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raft takes no writes while a transfer is under way: one that leads to nothing must not be begun again and again."""
+    monkeypatch.setattr(moving, "CHANGE_TIMEOUT_S", 3.0)
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path, shards=1).start(3)
+        leader = await cluster.leader(0)
+        dead = cluster.nodes[cluster.nodes.index(leader) - 1]
+        await appended(leader, "before")
+        assert leader.node.moves is not None and dead.node.cluster is not None
+        number = dead.node.cluster.number
+        begun = 0
+        hand_over = leader.engine.hand_over
+
+        def counting(replica: Replica, to: int) -> bool:
+            nonlocal begun
+            begun += hand_over(replica, to)
+            return True
+
+        leader.engine.hand_over = counting  # type: ignore[method-assign]
+        await dead.kill()
+        offering = asyncio.create_task(leader.node.moves.transfer_leader(0, number))
+        written = 0
+        while not offering.done():
+            await appended(leader, f"text {written}")
+            written += 1
+        with pytest.raises(Unavailable, match="not taken over"):
+            await offering
+        assert written and begun <= moving.TRANSFER_ASKS
         await cluster.stop()
 
     run(check())

@@ -125,7 +125,8 @@ class _Watch:
             self.judge.took_members(replica)
 
     def role(self, original: Any, replica: Replica, role: int) -> None:
-        self.judge.mark("a leader with writes under way stepped down", role != Role.LEADER and replica.in_flight > 0)
+        is_new = any(one.since is None for one in replica._proposals._waiting.values())
+        self.judge.mark("a leader with writes under way stepped down", role != Role.LEADER and is_new)
         original(replica, role)
 
     def done(self, original: Any, proposals: Proposals, index: int, proposal: Proposal) -> None:

@@ -3,8 +3,9 @@
 Knows SQLite. Does not know what is written, but for the count of its checkpoints.
 
 Invariants
-- Any error of the file poisons it: every later call raises. Opening it again finds every committed transaction.
-- While a commit is being synced, or a checkpoint runs, nobody else may call; it raises `StoreInUse` if somebody does.
+- Any error of the file poisons it: `check_usable` raises from then on. Opening it again finds every committed transaction.
+- While a commit is being synced, or a checkpoint runs, nobody else may use it; `check_usable` raises `StoreInUse` if somebody does. Whoever
+  binds or reads asks it first.
 - A lock is held from before the file is opened until it is closed: a second process on the same data directory is refused. The connection
   locks the file exclusively as well, so that there is no shared-memory index.
 """

@@ -1,6 +1,7 @@
 """What the log remembers of its node, beside the shards: whose it is, of which cluster, and how its last life ended.
 
-Knows the rows of `meta`. Does not know batches or shards. A note is durable with the next commit of the log.
+Knows the rows of `meta`. Does not know batches or shards. A note is known here at once, and durable with the next
+commit of the log.
 """
 
 from dataclasses import replace

@@ -88,12 +88,14 @@ class LogStore:
 
     def begin_cluster(self, cluster_id: str) -> None:
         """The id of the cluster that this store begins, with the next commit. Only a store that was in none may."""
+        self._file.check_usable()
         if self._rows or self.notes.shards is not None:
             raise ValueError("a store that was in a cluster belongs to it")
         self.notes.note_cluster(cluster_id)
 
     def adopt_cluster(self, cluster_id: str, shards: int) -> None:
         """Belong to another cluster from now on, durably. Only a store without shards may. Raises `StorageError`."""
+        self._file.check_usable()
         if self._rows:
             raise ValueError("a store that holds shards belongs to its cluster")
         self.notes.note_cluster(cluster_id)

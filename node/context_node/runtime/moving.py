@@ -37,6 +37,9 @@ HAND_OVER_S = 2.0
 HAND_OVER_AGAIN_S = 0.05
 """So often it asks again for what nobody is about to take."""
 
+TRANSFER_ASKS = 3
+"""So often a node is asked to take a leadership over. Raft gives each up after an election timeout, for which the shard takes no writes."""
+
 SNAPSHOT_LOOK_S = 0.25
 """How often a leader looks whether a follower needs a snapshot. Each look wakes an idle node."""
 
@@ -175,19 +178,24 @@ class Moves:
             await asyncio.sleep(0.01)
 
     async def transfer_leader(self, shard: int, node: int) -> None:
-        """Hand a shard's leadership to its voter on a node, and wait until that leads."""
+        """Hand a shard's leadership to its voter on a node, and wait until this node leads no more. Nobody can write meanwhile, so one
+        that is not heard is not asked, and one that does not take over is asked only so often."""
         if self._cluster.leader_of(shard) == node:
             return
         leader = self._cluster.leading(shard)
         to = next((voter for voter in leader.members.voters if node_of(voter) == node), None)
         if to is None:
             raise Unprocessable(f"Node {node} has no voter of shard {shard}.", shard=shard, node=node)
-        until = self._loop.time() + CHANGE_TIMEOUT_S
-        while leader.group.is_leader:
-            if self._node.engine is not None and not leader.group.status().transferee:
-                self._node.engine.hand_over(leader, to)
-            if self._loop.time() > until:
-                raise Unavailable(f"The leadership of shard {shard} was not taken over; try again.", retry_after_s=1)
+        until, asks = self._loop.time() + CHANGE_TIMEOUT_S, 0
+        while leader.leads:
+            status = leader.group.status()
+            if not status.transferee:
+                if asks == TRANSFER_ASKS or self._loop.time() > until:
+                    raise Unavailable(f"The leadership of shard {shard} was not taken over; try again.", retry_after_s=1)
+                # For a moment at the end of each election timeout Raft counts nobody as heard.
+                is_heard = any(one.replica_id == to and one.recent_active for one in status.progress)
+                if is_heard and self._node.engine is not None:
+                    asks += self._node.engine.hand_over(leader, to)
             await asyncio.sleep(0.01)
 
     async def hand_over(self) -> None:
@@ -197,7 +205,7 @@ class Moves:
         asks = 0.0
         while (now := self._loop.time()) < until:
             if now >= asks:
-                # Raft gives a transfer up after an election timeout, and for a moment at the end of each it counts nobody as heard.
+                # Raft gives a transfer up after an election timeout, and for a moment at the end of each counts nobody as heard.
                 self._give_away({})
                 asks = now + HAND_OVER_AGAIN_S
             held = [each for each in self._node.shards.all() if each.failure is None and not each.is_only_voter]
@@ -229,13 +237,13 @@ class Moves:
         engine = self._node.engine
         given = 0
         for replica in self._node.shards.all():
-            if replica.failure is not None or not replica.group.is_leader or engine is None:
+            if engine is None or not replica.leads:
                 continue
             own, voters = replica.group.replica_id, replica.members.voters
             status = replica.group.status()
-            if status.transferee:
-                continue  # asking another one would begin it anew
             others = [one for one in status.progress if one.recent_active and one.replica_id in voters and one.replica_id != own]
+            if any(one.replica_id == status.transferee for one in others):
+                continue  # it is about to take over; asking another one would begin anew
             able = [one for one in others if not spared.get(node_of(one.replica_id), False)]
             best = max(able, key=lambda one: one.match_index, default=None)
             if best is not None and engine.hand_over(replica, best.replica_id):
@@ -247,6 +255,7 @@ class Moves:
         replica = self._node.shards.held(led.shard)
         if (
             replica is None
+            or replica.group.poisoned
             or replica.group.replica_id in led.members
             or led.term < replica.group.term
             or led.applied < replica.applied_index
@@ -317,7 +326,7 @@ class Moves:
     async def snapshot_done(self, shard: int, replica_id: int, is_installed: bool) -> None:
         """A follower installed the snapshot that it was sent, or gave it up."""
         replica = self._node.shards.held(shard)
-        if replica is not None and replica.failure is None and replica.group.is_leader:
+        if replica is not None and replica.leads:
             replica.group.report_snapshot(replica_id, is_installed)
             if self._node.engine is not None:
                 self._node.engine.queue(replica)
