@@ -248,7 +248,7 @@ class Cluster:
     def _led(self) -> Iterable[Led]:
         for replica in self._node.shards.all():
             # Before it has applied an entry of its own term, the members that a new leader knows may be old ones.
-            if replica.failure is None and replica.group.is_leader and replica.applied_term == replica.group.term:
+            if replica.leads and replica.applied_term == replica.group.term:
                 yield Led(replica.shard, replica.group.term, replica.applied_index, tuple(sorted(replica.members.members)))
 
     # --- who there is ------------------------------------------------------------------------------------------------
@@ -373,6 +373,9 @@ class Cluster:
 
     async def call_leader(self, shard: int, name: str, arguments: tuple[Any, ...]) -> Any:
         """Ask the node that leads a shard, here or elsewhere; waits a little for an election. Raises as `call`."""
+        held = self._node.shards.held(shard)
+        if held is not None and held.failure is not None and not held.has_peers:
+            raise Unavailable(held.failure)  # nobody else will lead it
         loop = asyncio.get_running_loop()
         until = loop.time() + self.options.leader_wait_s
         told = 0
@@ -419,7 +422,7 @@ class Cluster:
     def leading(self, shard: int) -> Replica:
         """The replica of a shard, if it leads. Raises `NotHere`."""
         replica = self._node.shards.held(shard)
-        if replica is None or replica.failure is not None or not replica.group.is_leader:
+        if replica is None or not replica.leads:
             raise NotHere("This node does not lead that shard now; try again shortly.", retry_after_s=1, leader=self.leader_of(shard))
         return replica
 

@@ -30,24 +30,29 @@ def describe_node(node: "Node", cluster: "Cluster") -> NodeStatus:
 
 
 def describe_replica(replica: Replica) -> ReplicaStatus:
-    """A replica for those who look from outside."""
-    status = replica.group.status()
+    """A replica for those who look from outside. A group that ended by a defect tells nothing any more: only what its replica knows."""
+    leader = term = commit = last_index = 0
+    followers: tuple[Follower, ...] = ()
+    if not replica.group.poisoned:
+        status = replica.group.status()
+        leader, term, commit, last_index = node_of(status.leader_id), status.term, status.commit, status.last_index
+        followers = tuple(Follower(one.replica_id, one.match_index, one.state, one.recent_active) for one in status.progress)
     members = replica.members
     return ReplicaStatus(
         replica.shard,
         replica.group.replica_id,
-        replica.group.is_leader,
-        node_of(status.leader_id),
-        status.term,
+        replica.leads,
+        leader,
+        term,
         replica.applied_index,
-        status.commit,
-        status.last_index,
-        status.log_bytes,
+        commit,
+        last_index,
+        replica.log_bytes,
         members.voters,
         members.learners,
         members.joint,
         replica.failure,
-        tuple(Follower(one.replica_id, one.match_index, one.state, one.recent_active) for one in status.progress),
+        followers,
     )
 
 

@@ -129,11 +129,11 @@ class Engine:
         self._commit()
 
     def tick(self, idle_ticks: int = 0) -> dict[int, list[Rest]]:
-        """One step of time for every group that does not rest, but for those that lead alone: they wait for nobody. Groups that are led
-        here and idle for `idle_ticks` (0: never) go to rest: what to tell their members, by node."""
+        """One step of time for every group that does not rest, but for those that lead alone and have nothing under way: they wait for
+        nobody. Groups that are led here and idle for `idle_ticks` (0: never) go to rest: what to tell their members, by node."""
         rests: dict[int, list[Rest]] = {}
         for replica in list(self.replicas.values()):
-            if replica.is_resting or (not replica.has_peers and replica.group.is_leader):
+            if replica.is_resting or (not replica.has_peers and replica.leads and not replica.in_flight):
                 continue
             if not idle_ticks or replica.idle_ticks < idle_ticks or not self._goes_to_rest(replica, rests):
                 replica.tick()
@@ -207,7 +207,7 @@ class Engine:
     def lost(self, node: int) -> None:
         """Messages to this node were lost: leaders probe its replicas before they stream to them again."""
         for replica in self.replicas.values():
-            if replica.failure is None and replica.has_peers and replica.group.is_leader:
+            if replica.has_peers and replica.leads:
                 try:
                     for member in replica.members.members:
                         if node_of(member) == node:

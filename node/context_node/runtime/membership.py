@@ -251,7 +251,7 @@ class Membership:
             )
         self.hear_address(member.store, member.peer)
         system = self._node.shards.held(SYSTEM_SHARD)
-        if system is None or not system.group.is_leader:
+        if system is None or not system.leads:
             leader = self._cluster.leader_of(SYSTEM_SHARD)
             if not leader or leader == self._cluster.number:
                 raise NotHere("The cluster has no leader now; try again shortly.", retry_after_s=1)

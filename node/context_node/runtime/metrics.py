@@ -30,7 +30,7 @@ class NodeMetrics(Collector):
         yield counter("log_records", "Records in those commits; by commits: how well an fsync is shared.", counters.batch_records)
         yield counter("log_bytes", "Bytes of those records.", counters.batch_bytes)
         yield counter("entries_applied", "Log entries applied.", counters.applied)
-        yield gauge("log_memory_bytes", "Log kept in memory, all shards.", sum(replica.group.log_bytes for replica in replicas))
+        yield gauge("log_memory_bytes", "Log kept in memory, all shards.", sum(replica.log_bytes for replica in replicas))
         yield gauge("shards", "Replicas on this node, the system group included.", len(replicas))
         yield gauge("shards_stopped", "Replicas that stopped after a fault; see the log.", sum(one.failure is not None for one in replicas))
         level = node.cluster.membership.level() if node.cluster is not None else node.options.revision
@@ -38,7 +38,7 @@ class NodeMetrics(Collector):
         is_slow = node.cluster is not None and node.cluster.has_slow_disk
         yield gauge("commit_mean_seconds", "Running mean of what a COMMIT of the log takes.", engine.disk.mean_s)
         yield gauge("disk_slow", "1 while this node's disk is slow and what it leads is handed over.", int(is_slow))
-        yield gauge("shards_led", "Groups that this node leads.", sum(one.failure is None and one.group.is_leader for one in replicas))
+        yield gauge("shards_led", "Groups that this node leads.", sum(one.leads for one in replicas))
         yield gauge("shards_resting", "Groups that rest, having nothing to do.", sum(one.is_resting for one in replicas))
         changes = engine.leaderships
         yield counter("leaderships_gained", "Groups that this node has begun to lead.", changes.gained)

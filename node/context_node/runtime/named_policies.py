@@ -95,7 +95,7 @@ class NamedPolicies:
         copies: list[asyncio.Future[Reply]] = []
         try:
             for replica in self._shards.replicas():
-                if not replica.group.is_leader:
+                if not replica.leads:
                     continue
                 present = replica.machine.policies.get(record.name)
                 if present is None or present.record.generation < record.generation:

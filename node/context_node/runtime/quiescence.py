@@ -29,7 +29,7 @@ class Rest(msgspec.Struct, frozen=True, array_like=True):
 
 def rest_of(replica: Replica) -> Rest | None:
     """What to tell the members if this is the leader of a group that may rest now; None if it is not."""
-    if not replica.group.is_leader or not replica.is_at_peace:
+    if not replica.leads or not replica.is_at_peace:
         return None
     status = replica.group.status()
     if not _is_settled(status):
@@ -86,4 +86,5 @@ class Watch:
 
 def led_by(replicas: Iterable[Replica], node: int) -> Sequence[Replica]:
     """The resting replicas whose leader is on that node."""
-    return [replica for replica in replicas if replica.is_resting and node_of(replica.group.leader_id) == node]
+    resting = (replica for replica in replicas if replica.is_resting and replica.failure is None)
+    return [replica for replica in resting if node_of(replica.group.leader_id) == node]

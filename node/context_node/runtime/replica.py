@@ -269,6 +269,16 @@ class Replica:
         self.reads.fail(reason)
 
     @property
+    def leads(self) -> bool:
+        """Whether this replica works and leads its group. What a group says of itself that ended by a defect is an exception."""
+        return self.failure is None and self.group.is_leader
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of its log in memory, as far as its group can still tell."""
+        return 0 if self.group.poisoned else self.group.log_bytes
+
+    @property
     def is_caught_up(self) -> bool:
         """Whether this replica leads and has applied all of its log, as it must before it serves alone."""
         return self.group.is_leader and self.applied_index == self.group.last_index

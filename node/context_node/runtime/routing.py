@@ -62,7 +62,7 @@ class RoutedService:
     async def _write(self, name: str, context_id: str, *arguments: Any) -> Any:
         shard = shard_of(context_id, self._shards.count)
         replica = self._shards.held(shard)
-        if replica is not None and replica.group.is_leader:
+        if replica is not None and replica.leads:
             try:
                 return await getattr(self._local, name)(context_id, *arguments)
             except NotHere:

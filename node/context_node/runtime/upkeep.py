@@ -144,7 +144,7 @@ class Upkeep:
             applied += replica.applied_index
             stored += replica.stored_index
             durable += replica.durable_index
-            last += replica.group.last_index
+            last += 0 if replica.group.poisoned else replica.group.last_index
             self._has_changes |= replica.stored_index < replica.applied_index or replica.durable_index < replica.members_index
         return applied, stored, durable, last
 
@@ -202,7 +202,7 @@ class Upkeep:
     def _watch_log(self) -> int:
         """The log's bytes in memory. While it is twice as long as it should be, the disk does not keep up: writes are refused (S2)."""
         replicas = self._engine.replicas.values()
-        total = sum(replica.group.log_bytes for replica in replicas)
+        total = sum(replica.log_bytes for replica in replicas)
         is_behind = total > 2 * self._limits.log_bytes_max
         for replica in replicas:
             replica.is_behind = is_behind
@@ -232,7 +232,7 @@ class Upkeep:
 
     def _truncate(self, replica: Replica, keeps_for_others: bool) -> None:
         index, term = replica.durable_index, replica.durable_term
-        total = sum(one.group.log_bytes for one in self._engine.replicas.values())
+        total = sum(one.log_bytes for one in self._engine.replicas.values())
         if keeps_for_others and (kept := replica.truncation_index(self._kept_max(total))) < index:
             known = replica.group.term_at(kept)
             if known is None:
