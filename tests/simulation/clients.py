@@ -27,6 +27,7 @@ from support.running_nodes import history, message
 LOGS = ("by-id-0", "by-id-1", "by-key-0", "by-key-1", "plain-0")
 WILD = ("wild-0", "wild-1", "wild-2")
 TAIL = 4
+BURST = 6
 CLIENT_TIMEOUT_S = 6.0
 SILENCE_S = 60.0
 """No operation of a living process may stay without an answer for so long (P4)."""
@@ -86,8 +87,10 @@ class Clients:
         while not self.is_over:
             await asyncio.sleep(chosen.random() * 0.02)
             dice = chosen.random()
-            if dice < 0.5:
+            if dice < 0.46:
                 await self._append(number, chosen)
+            elif dice < 0.5:
+                await self._burst(number, chosen)
             elif dice < 0.85:
                 await self._look(number, chosen)
             else:
@@ -165,7 +168,15 @@ class Clients:
 
     # --- what is asked ------------------------------------------------------------------------------------------------
 
-    async def _append(self, client: int, chosen: random.Random) -> None:
+    async def _burst(self, client: int, chosen: random.Random) -> None:
+        """Many writes at once through one node, so that a leader that is cut off has more than one under way."""
+        life = self._someone(chosen)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(BURST):
+                tasks.create_task(self._append(client, random.Random(chosen.getrandbits(64)), life))
+
+    async def _append(self, client: int, chosen: random.Random, first: Life | None = None) -> None:
+        """Append to one of the logs through any node, or at first through this one."""
         context = chosen.choice(LOGS)
         count = 1 if chosen.random() < 0.8 else 3
         texts = []
@@ -182,7 +193,8 @@ class Clients:
         for attempt in range(6):
             called = self._now_ns()
             try:
-                reply = await self.ask(self._someone(chosen), lambda service: service.append(context, request))
+                life = self._someone(chosen) if first is None or attempt else first
+                reply = await self.ask(life, lambda service: service.append(context, request))
             except NotSent:
                 continue
             except (Lost, OutcomeUnknown) as error:
