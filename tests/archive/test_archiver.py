@@ -85,8 +85,9 @@ class Waiting:
 def led_replica(shard: int) -> Any:
     return SimpleNamespace(
         shard=shard,
-        failure=None,
-        group=SimpleNamespace(is_leader=True, status=lambda: SimpleNamespace(term=1)),
+        leads=True,
+        applied_term=1,
+        group=SimpleNamespace(term=1),
         machine=SimpleNamespace(contexts={}),
         store=SimpleNamespace(list_contexts=lambda **_asked: []),
     )

@@ -262,11 +262,14 @@ class Archiver:
 
     async def _take_stock(self) -> dict[int, Replica]:
         """The shards that are led here, and what of them waits: known however Postgres does, since it is its absence that fills disks."""
-        led = {replica.shard: replica for replica in self._shards.all() if is_led(replica)}
+        # Before it has applied an entry of its own term, a new leader may not know which archive its shard uses.
+        led = {one.shard: one for one in self._shards.all() if is_led(one) and one.applied_term == one.group.term}
         for shard in self._led.keys() - led.keys():
             del self._led[shard]
         for replica in led.values():
-            term = replica.group.status().term
+            if not is_led(replica):
+                continue  # no more, while another was looked through
+            term = replica.group.term
             known = self._led.get(replica.shard)
             if known is None or known.is_over or known.term != term:
                 # Told until this is looked through: or nothing would seem to wait.
@@ -329,7 +332,7 @@ class Archiver:
     async def _batch(self, replica: Replica) -> Turn:
         async with self._free:
             led = self._led.get(replica.shard)
-            if led is None or led.is_over or not led.is_scanned or led.term != replica.group.status().term:
+            if led is None or led.is_over or not led.is_scanned or not is_led(replica) or led.term != replica.group.term:
                 # What is led has changed since stock was taken.
                 return Turn()
             return await self._copier.turn(replica, led)
@@ -337,7 +340,7 @@ class Archiver:
 
 def is_led(replica: Replica) -> bool:
     """Whether this node leads the replica's shard."""
-    return replica.failure is None and replica.group.is_leader
+    return replica.leads
 
 
 def told(error: BaseException) -> ArchiveError:

@@ -80,7 +80,7 @@ MUTANTS = (
     Mutant(
         "every replica copies, and with the term that it has heard of",
         "the fence: only the present leader changes anything",
-        ((ARCHIVER, "    return replica.failure is None and replica.group.is_leader\n", "    return replica.failure is None\n"),),
+        ((ARCHIVER, "    return replica.leads\n", "    return replica.failure is None\n"),),
     ),
     Mutant(
         "a trim depends on what a replica has stored already",
