@@ -13,10 +13,11 @@ import pytest
 
 from context_node.contexts.refusals import OutcomeUnknown, Refusal, Unavailable
 from context_node.contexts.requests import Append
-from context_node.raft import Role
+from context_node.raft import MessageKind, Role, peek_message
 from context_node.raft._core import sync_file
 from context_node.runtime import moving
 from context_node.runtime.leaderships import Leaderships, Loss
+from context_node.runtime.not_here import NotHere
 from context_node.runtime.pauses import Pauses
 from context_node.runtime.proposals import Proposal
 from context_node.runtime.replica import Replica
@@ -253,29 +254,51 @@ def test_p4_a_write_that_waits_is_answered_also_by_a_leader_that_is_alone(tmp_pa
     run(check())
 
 
-def test_p4_a_shard_takes_writes_while_its_leadership_is_offered_to_a_node_that_is_dead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def count_transfers(node: NodeLife) -> list[int]:
+    """By the member that was asked, those that this node begins from now on."""
+    begun: list[int] = []
+    hand_over = node.engine.hand_over
+
+    def counting(replica: Replica, to: int) -> bool:
+        is_begun = hand_over(replica, to)
+        begun.extend([to] * is_begun)
+        return is_begun
+
+    node.engine.hand_over = counting  # type: ignore[method-assign]
+    return begun
+
+
+def hear_no_transfer(node: NodeLife) -> None:
+    """This node is not told any more that it should lead."""
+    receive = node.engine.receive
+
+    def deaf(sender: int, messages: Iterable[tuple[int, bytes]]) -> None:
+        receive(sender, [each for each in messages if peek_message(each[1])[0] != MessageKind.TIMEOUT_NOW])
+
+    node.engine.receive = deaf  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("trouble", "asks"), [("dead", 1), ("deaf", moving.TRANSFER_ASKS)])
+def test_p4_a_shard_takes_writes_while_its_leadership_is_offered_to_a_node_that_does_not_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, asks: int
 ) -> None:
     """Raft takes no writes while a transfer is under way: one that leads to nothing must not be begun again and again."""
-    monkeypatch.setattr(moving, "CHANGE_TIMEOUT_S", 3.0)
+    if trouble == "dead":
+        monkeypatch.setattr(moving, "CHANGE_TIMEOUT_S", 3.0)
 
     async def check() -> None:
         cluster = await TestCluster(tmp_path, shards=1).start(3)
+        for node in cluster.nodes:
+            node.engine.disk._limit_s = 0.0
         leader = await cluster.leader(0)
-        dead = cluster.nodes[cluster.nodes.index(leader) - 1]
+        other = cluster.nodes[cluster.nodes.index(leader) - 1]
         await appended(leader, "before")
-        assert leader.node.moves is not None and dead.node.cluster is not None
-        number = dead.node.cluster.number
-        begun = 0
-        hand_over = leader.engine.hand_over
-
-        def counting(replica: Replica, to: int) -> bool:
-            nonlocal begun
-            begun += hand_over(replica, to)
-            return True
-
-        leader.engine.hand_over = counting  # type: ignore[method-assign]
-        await dead.kill()
+        assert leader.node.moves is not None and other.node.cluster is not None
+        number, begun = other.node.cluster.number, count_transfers(leader)
+        if trouble == "dead":
+            await other.kill()
+        else:
+            hear_no_transfer(other)
         offering = asyncio.create_task(leader.node.moves.transfer_leader(0, number))
         written = 0
         while not offering.done():
@@ -283,8 +306,52 @@ def test_p4_a_shard_takes_writes_while_its_leadership_is_offered_to_a_node_that_
             written += 1
         with pytest.raises(Unavailable, match="not taken over"):
             await offering
-        assert written and begun <= moving.TRANSFER_ASKS
+        assert written
+        assert len(begun) <= asks if trouble == "dead" else len(begun) == asks
         await cluster.stop()
+
+    run(check())
+
+
+def test_a_transfer_from_a_leader_that_stops_meanwhile_is_no_success(tmp_path: Path) -> None:
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path, shards=1).start(3)
+        leader = await cluster.leader(0)
+        other = cluster.nodes[cluster.nodes.index(leader) - 1]
+        assert leader.node.moves is not None and other.node.cluster is not None
+        hear_no_transfer(other)
+        begun = count_transfers(leader)
+        offering = asyncio.create_task(leader.node.moves.transfer_leader(0, other.node.cluster.number))
+
+        async def is_offered() -> bool:
+            return bool(begun)
+
+        await until(is_offered)
+        leader.engine.replicas[0].fail("It stopped.")
+        with pytest.raises(NotHere):
+            await offering
+        await cluster.stop()
+
+    run(check())
+
+
+def test_a_transfer_ends_also_where_time_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does on a node whose disk is full; nobody gives the transfer up then."""
+    monkeypatch.setattr(moving, "CHANGE_TIMEOUT_S", 1.0)
+
+    async def check() -> None:
+        cluster = await TestCluster(tmp_path, shards=1).start(3)
+        leader = await cluster.leader(0)
+        other = cluster.nodes[cluster.nodes.index(leader) - 1]
+        assert leader.node.moves is not None and other.node.cluster is not None
+        for node in cluster.nodes:
+            next(task for task in node.node._tasks if task.get_name() == "ticks").cancel()
+        hear_no_transfer(other)
+        with pytest.raises(Unavailable, match="not taken over"):
+            await leader.node.moves.transfer_leader(0, other.node.cluster.number)
+        assert leader.engine.replicas[0].group.status().transferee
+        for node in cluster.nodes:
+            await node.kill()
 
     run(check())
 

@@ -374,7 +374,7 @@ class Cluster:
     async def call_leader(self, shard: int, name: str, arguments: tuple[Any, ...]) -> Any:
         """Ask the node that leads a shard, here or elsewhere; waits a little for an election. Raises as `call`."""
         held = self._node.shards.held(shard)
-        if held is not None and held.failure is not None and not held.has_peers:
+        if held is not None and held.failure is not None and (held.is_only_voter or not held.has_peers):
             raise Unavailable(held.failure)  # nobody else will lead it
         loop = asyncio.get_running_loop()
         until = loop.time() + self.options.leader_wait_s

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from context_node.contexts.revisions import NewerRevision
+from context_node.contexts.refusals import Unavailable
 from context_node.raft import BadMessage, MessageKind, Ready, Role, peek_message
 from context_node.runtime.databases import DiskFull, StorageError
 from context_node.runtime.leaderships import Leaderships
@@ -133,20 +133,19 @@ class Engine:
         nobody. Groups that are led here and idle for `idle_ticks` (0: never) go to rest: what to tell their members, by node."""
         rests: dict[int, list[Rest]] = {}
         for replica in list(self.replicas.values()):
-            if replica.is_resting or (not replica.has_peers and replica.leads and not replica.in_flight):
+            if replica.is_resting or (not replica.has_peers and replica.leads and not replica.is_waited_for):
                 continue
-            if not idle_ticks or replica.idle_ticks < idle_ticks or not self._goes_to_rest(replica, rests):
-                replica.tick()
+            try:
+                if not idle_ticks or replica.idle_ticks < idle_ticks or not self._goes_to_rest(replica, rests):
+                    replica.tick()
+            except Exception as error:
+                replica.stop(error)
         return rests
 
     def _goes_to_rest(self, replica: Replica, rests: dict[int, list[Rest]]) -> bool:
         # Looked at again after as long a while: a look costs more than a tick.
         replica.idle_ticks = 0
-        try:
-            rest = rest_of(replica)
-        except Exception as error:
-            self._stopped(replica, error)
-            return False
+        rest = rest_of(replica)
         if rest is None:
             return False
         replica.is_resting = True
@@ -194,11 +193,16 @@ class Engine:
             except BadMessage as error:
                 self._loop.call_exception_handler({"message": f"a peer sent nonsense for shard {shard}", "exception": error})
             except Exception as error:
-                self._stopped(replica, error)
+                replica.stop(error)
 
     def hand_over(self, replica: Replica, to: int) -> bool:
-        """Have a leader give its leadership to the member `to`. False: that is no voter, or on its way to lead already."""
-        if not replica.group.transfer_leader(to):
+        """Have a leader give its leadership to the member `to`. False: that is no voter, or on its way to lead already, or the leader has
+        just stopped."""
+        try:
+            with replica.guarding():
+                if not replica.group.transfer_leader(to):
+                    return False
+        except Unavailable:
             return False
         self.leaderships.hands_over(replica, to)
         self.queue(replica)
@@ -213,7 +217,7 @@ class Engine:
                         if node_of(member) == node:
                             replica.group.report_unreachable(member)
                 except Exception as error:
-                    self._stopped(replica, error)
+                    replica.stop(error)
 
     def _post(self) -> None:
         """Hand what groups said in this turn to the transport, a batch for each node."""
@@ -256,7 +260,7 @@ class Engine:
         except StorageError as error:
             self.fail(error)
         except Exception as error:
-            self._stopped(replica, error)
+            replica.stop(error)
 
     def _take_role(self, replica: Replica, leader: int, role: int) -> None:
         self.leaderships.note(replica, leader, role)
@@ -280,14 +284,6 @@ class Engine:
             else:
                 replica.held_messages.append((number, after))
         return True
-
-    def _stopped(self, replica: Replica, error: Exception) -> None:
-        """A defect stops this replica only."""
-        if isinstance(error, NewerRevision):
-            replica.fail(f"Shard {replica.shard} stopped: {error}. Start this node with a newer version.")
-        else:
-            replica.fail(f"Shard {replica.shard} stopped after an internal fault; see the node's log.")
-        self._loop.call_exception_handler({"message": f"shard {replica.shard} stopped", "exception": error})
 
     def _commit(self) -> None:
         """Hand what was gathered to the disk, unless it is busy: then it goes with the next batch."""

@@ -192,7 +192,7 @@ class Holdings:
 
     async def create_replica(self, shard: int, replica_id: int) -> None:
         """Begin a blank replica, durable before this returns. It knows no members and waits for its leader's snapshot."""
-        engine = self._running_engine()
+        engine = self.running_engine()
         generation = self._random_bytes(4).hex()
         path = self._state_path(shard, generation)
         await self._worker.run(lambda: self._create_state(shard, path, b"", 0))
@@ -206,11 +206,11 @@ class Holdings:
 
     async def drop_replica(self, shard: int, replica_id: int) -> None:
         """Forget a replica and its files. Does nothing if another took its place."""
-        engine = self._running_engine()
+        engine = self.running_engine()
         replica = engine.replicas.get(shard)
         if replica is None or replica.group.replica_id != replica_id:
             return
-        if replica.group.last_index:
+        if replica.group.poisoned or replica.group.last_index:
             # What is purged of it from now on, others hear of.
             self._node.note_purge()
         engine.remove(replica, "This node does not hold that shard any more; try again shortly.")
@@ -225,7 +225,7 @@ class Holdings:
 
     async def reopen_replica(self, replica: Replica) -> None:
         """Begin a replica anew from what the disk has of it, keeping its vote."""
-        engine, shard = self._running_engine(), replica.shard
+        engine, shard = self.running_engine(), replica.shard
         if engine.replicas.get(shard) is not replica:
             return
         status = replica.group.status()
@@ -269,7 +269,7 @@ class Holdings:
         `incoming` has all its chunks. Raises `SnapshotRefused` if it is not what it claims to be or older than what the replica has;
         nothing has changed then.
         """
-        engine, manifest = self._running_engine(), incoming.manifest
+        engine, manifest = self.running_engine(), incoming.manifest
         await self._worker.run(incoming.finish)
         generation = incoming.path.removesuffix(".db").rpartition("-")[2]
         old = engine.replicas[manifest.shard]
@@ -299,7 +299,8 @@ class Holdings:
         if replica.is_only_voter:
             replica.group.campaign()
 
-    def _running_engine(self) -> Engine:
+    def running_engine(self) -> Engine:
+        """What drives the replicas. Raises `Unavailable` while nothing does."""
         if self._node.engine is None or self._node.engine.is_failed:
             raise Unavailable("The node does not serve now; try again shortly.", retry_after_s=1)
         return self._node.engine

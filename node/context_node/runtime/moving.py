@@ -163,17 +163,18 @@ class Moves:
 
     async def _change(self, leader: Replica, changes: list[tuple[int, int]]) -> None:
         """Propose a change of members and wait until it is in force and no longer joint."""
+        engine = self._node.holdings.running_engine()
         try:
-            index, _term = leader.group.propose_conf_change(changes)
+            with leader.guarding():
+                index, _term = leader.group.propose_conf_change(changes)
         except ConfChangeRefused as error:
             raise Unavailable(f"The members of shard {leader.shard} cannot change now: {error}.", retry_after_s=1) from None
         except (NotLeader, ProposalDropped):
             raise NotHere("This node does not lead that shard now; try again shortly.", retry_after_s=1) from None
-        if self._node.engine is not None:
-            self._node.engine.queue(leader)
+        engine.queue(leader)
         until = self._loop.time() + CHANGE_TIMEOUT_S
         while leader.applied_index < index or leader.members.joint:
-            if leader.failure is not None or not leader.group.is_leader or self._loop.time() > until:
+            if not leader.leads or self._loop.time() > until:
                 raise Unavailable(f"The change of shard {leader.shard}'s members is still under way; look again.", retry_after_s=1)
             await asyncio.sleep(0.01)
 
@@ -186,17 +187,21 @@ class Moves:
         to = next((voter for voter in leader.members.voters if node_of(voter) == node), None)
         if to is None:
             raise Unprocessable(f"Node {node} has no voter of shard {shard}.", shard=shard, node=node)
-        until, asks = self._loop.time() + CHANGE_TIMEOUT_S, 0
+        engine, options = self._node.holdings.running_engine(), self._cluster.options
+        now = self._loop.time()
+        until, asks, asks_at = now + CHANGE_TIMEOUT_S, 0, now
         while leader.leads:
-            status = leader.group.status()
-            if not status.transferee:
-                if asks == TRANSFER_ASKS or self._loop.time() > until:
-                    raise Unavailable(f"The leadership of shard {shard} was not taken over; try again.", retry_after_s=1)
-                # For a moment at the end of each election timeout Raft counts nobody as heard.
-                is_heard = any(one.replica_id == to and one.recent_active for one in status.progress)
-                if is_heard and self._node.engine is not None:
-                    asks += self._node.engine.hand_over(leader, to)
+            status, now = leader.group.status(), self._loop.time()
+            if now > until or (asks == TRANSFER_ASKS and not status.transferee):
+                raise Unavailable(f"The leadership of shard {shard} was not taken over; try again.", retry_after_s=1)
+            # For a moment at the end of each election timeout Raft counts nobody as heard.
+            is_heard = any(one.replica_id == to and one.recent_active for one in status.progress)
+            if not status.transferee and now >= asks_at and is_heard and engine.hand_over(leader, to):
+                # Writes have as long a time between two transfers as during one.
+                asks, asks_at = asks + 1, now + 2 * options.tick_s * options.election_ticks
             await asyncio.sleep(0.01)
+        if leader.failure is not None:
+            raise NotHere("This node does not lead that shard now; try again shortly.", retry_after_s=1)
 
     async def hand_over(self) -> None:
         """Give every leadership to the follower that is closest behind, so that nobody waits for an election when this node stops, and
@@ -255,9 +260,8 @@ class Moves:
         replica = self._node.shards.held(led.shard)
         if (
             replica is None
-            or replica.group.poisoned
             or replica.group.replica_id in led.members
-            or led.term < replica.group.term
+            or led.term < (replica.applied_term if replica.group.poisoned else replica.group.term)
             or led.applied < replica.applied_index
         ):
             return
@@ -274,7 +278,7 @@ class Moves:
             for replica in self._node.shards.all():
                 if replica.is_resting:
                     continue  # its members have everything
-                wanted = 0 if replica.failure is not None else replica.group.snapshot_requested
+                wanted = 0 if replica.failure is not None or replica.group.poisoned else replica.group.snapshot_requested
                 if wanted and replica.shard not in self._is_taking:
                     self._is_taking.add(replica.shard)
                     self._spawn(self._take(replica), "take snapshot")
@@ -293,21 +297,28 @@ class Moves:
         self._snapshots.setdefault(replica.shard, []).append((snapshot, self._loop.time()))
         if self._node.shards.held(replica.shard) is replica and replica.failure is None:
             manifest = snapshot.manifest
-            replica.group.set_snapshot(manifest.index, manifest.term, manifest.conf_state, manifest.encode())
-            if self._node.engine is not None:
-                self._node.engine.queue(replica)
+            if (engine := self._node.engine) is not None:
+                with suppress(Unavailable), replica.guarding():
+                    replica.group.set_snapshot(manifest.index, manifest.term, manifest.conf_state, manifest.encode())
+                    engine.queue(replica)
 
     def _discard_old(self) -> None:
         now = self._loop.time()
         for shard, kept in list(self._snapshots.items()):
             for snapshot, asked in kept:
                 if now - asked > SNAPSHOT_KEPT_S:
-                    if snapshot is kept[-1][0] and (replica := self._node.shards.held(shard)) is not None and replica.failure is None:
-                        replica.group.clear_snapshot()
+                    if snapshot is kept[-1][0]:
+                        self._forget_snapshot(shard)
                     snapshot.discard()
             self._snapshots[shard] = [each for each in kept if now - each[1] <= SNAPSHOT_KEPT_S]
             if not self._snapshots[shard]:
                 del self._snapshots[shard]
+
+    def _forget_snapshot(self, shard: int) -> None:
+        replica, engine = self._node.shards.held(shard), self._node.engine
+        if replica is not None and replica.failure is None and engine is not None:
+            with suppress(Unavailable), replica.guarding():
+                replica.group.clear_snapshot()
 
     async def snapshot_chunk(self, shard: int, index: int, number: int) -> bytes:
         """A chunk of a snapshot that was announced. Raises `Unprocessable` if it is gone."""
@@ -325,11 +336,11 @@ class Moves:
 
     async def snapshot_done(self, shard: int, replica_id: int, is_installed: bool) -> None:
         """A follower installed the snapshot that it was sent, or gave it up."""
-        replica = self._node.shards.held(shard)
-        if replica is not None and replica.leads:
-            replica.group.report_snapshot(replica_id, is_installed)
-            if self._node.engine is not None:
-                self._node.engine.queue(replica)
+        replica, engine = self._node.shards.held(shard), self._node.engine
+        if replica is not None and replica.leads and engine is not None:
+            with replica.guarding():
+                replica.group.report_snapshot(replica_id, is_installed)
+            engine.queue(replica)
 
     # --- snapshots, on the follower ----------------------------------------------------------------------------------
 

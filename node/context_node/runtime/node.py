@@ -255,15 +255,15 @@ class Node:
         Whether it is one can only be told at the end: what is replayed may change the members.
         """
         while waiting := [replica for replica in replicas.values() if replica.is_only_voter and not replica.is_caught_up]:
-            for replica in waiting:
-                if not replica.group.is_leader:
-                    replica.group.campaign()
-                    engine.queue(replica)
             if engine.is_failed:
                 raise engine.failure or AssertionError("an engine fails with a reason")
             stopped = next((replica.failure for replica in replicas.values() if replica.failure is not None), None)
             if stopped is not None:
                 raise StorageFailed(self.options.data_dir, "start", stopped)
+            for replica in waiting:
+                if not replica.leads:
+                    replica.group.campaign()
+                    engine.queue(replica)
             for replica in replicas.values():
                 if replica.machine.changes.pending_bytes > self.options.upkeep.flush_bytes:
                     replica.flush()

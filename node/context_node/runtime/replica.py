@@ -6,7 +6,8 @@ was applied after `stored_index`.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from context_node.contexts.machine import NOTHING_FOUND, Event, Found, Machine
 from context_node.contexts.refusals import Overloaded, Unavailable
 from context_node.contexts.replies import Reply
 from context_node.contexts.revisions import NEWEST, NewerRevision, revision_of
-from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDropped, Role
+from context_node.raft import ConfState, EntryKind, Group, NotLeader, ProposalDropped, ReplicaPanicked, Role
 from context_node.runtime.databases import StorageError
 from context_node.runtime.not_here import NotHere
 from context_node.runtime.proposals import Proposal, Proposals
@@ -139,6 +140,9 @@ class Replica:
             if self.has_peers and self.group.status().transferee:
                 raise self._not_here() from None
             raise Overloaded("Too many writes are under way in this shard; try again shortly.", retry_after_s=1) from None
+        except ReplicaPanicked as error:
+            self.stop(error)
+            raise Unavailable(str(self.failure)) from None
         if reply is None:
             reply = self._loop.create_future()
         self._proposals.add(index, Proposal(term, command, len(data), reply))
@@ -259,6 +263,24 @@ class Replica:
         self.write_refusal = reason
         self._proposals.give_up()
 
+    def stop(self, error: Exception) -> None:
+        """A defect stops this replica, and no other."""
+        if isinstance(error, NewerRevision):
+            self.fail(f"Shard {self.shard} stopped: {error}. Start this node with a newer version.")
+        else:
+            self.fail(f"Shard {self.shard} stopped after an internal fault; see the node's log.")
+        self._loop.call_exception_handler({"message": f"shard {self.shard} stopped", "exception": error})
+
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """For whoever has the group do something outside of a turn of the engine: a defect that shows then stops this replica only. Raises
+        `Unavailable`."""
+        try:
+            yield
+        except ReplicaPanicked as error:
+            self.stop(error)
+            raise Unavailable(str(self.failure)) from None
+
     def fail(self, reason: str) -> None:
         """Stop answering at all."""
         self.refuse_writes(reason)
@@ -271,7 +293,7 @@ class Replica:
     @property
     def leads(self) -> bool:
         """Whether this replica works and leads its group. What a group says of itself that ended by a defect is an exception."""
-        return self.failure is None and self.group.is_leader
+        return self.failure is None and not self.group.poisoned and self.group.is_leader
 
     @property
     def log_bytes(self) -> int:
@@ -281,7 +303,7 @@ class Replica:
     @property
     def is_caught_up(self) -> bool:
         """Whether this replica leads and has applied all of its log, as it must before it serves alone."""
-        return self.group.is_leader and self.applied_index == self.group.last_index
+        return self.leads and self.applied_index == self.group.last_index
 
     def truncation_index(self, log_bytes_max: int, upto: int | None = None) -> int:
         """Up to where the log may go: what is durable (or `upto`), but not what members still need that are close behind or have just been
@@ -309,6 +331,11 @@ class Replica:
         return not (self._proposals or self.reads or self._announced or self.held_messages or self.is_queued) and not (
             self.is_installing or self.failure is not None
         )
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a write or a read waits here, for an answer or for having waited long enough."""
+        return bool(self._proposals or self.reads)
 
     @property
     def in_flight(self) -> int:

@@ -8,9 +8,11 @@ fsynced (P7); contexts with changes that are not stored stay in memory.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from context_node.contexts.context import Context
+from context_node.contexts.refusals import Unavailable
 from context_node.runtime.checkpoint_pace import CheckpointPace
 from context_node.runtime.databases import StorageError
 from context_node.runtime.engine import Engine
@@ -144,7 +146,9 @@ class Upkeep:
             applied += replica.applied_index
             stored += replica.stored_index
             durable += replica.durable_index
-            last += 0 if replica.group.poisoned else replica.group.last_index
+            if replica.failure is not None or replica.group.poisoned:
+                continue  # nothing of it is stored any more
+            last += replica.group.last_index
             self._has_changes |= replica.stored_index < replica.applied_index or replica.durable_index < replica.members_index
         return applied, stored, durable, last
 
@@ -189,6 +193,8 @@ class Upkeep:
         sizes = sorted(((replica.group.log_bytes, replica.shard, replica) for replica in replicas), reverse=True)
         total = self._watch_log()
         for size, _, replica in sizes:
+            if replica.failure is not None:
+                continue  # since the checkpoint of another
             kept_max = self._kept_max(total)
             is_long = size > limits.log_bytes_per_shard_max and replica.would_shrink(kept_max, replica.applied_index)
             has_new_members = replica.durable_index < replica.members_index
@@ -231,24 +237,16 @@ class Upkeep:
         return bool(result.complete)
 
     def _truncate(self, replica: Replica, keeps_for_others: bool) -> None:
-        index, term = replica.durable_index, replica.durable_term
-        total = sum(one.log_bytes for one in self._engine.replicas.values())
-        if keeps_for_others and (kept := replica.truncation_index(self._kept_max(total))) < index:
-            known = replica.group.term_at(kept)
-            if known is None:
-                return
-            index, term = kept, known
-
-        def change(log: LogStore) -> None:
-            if replica.failure is not None:
-                return  # replaced meanwhile: the log's row is another replica's
-            # Read here, not before: this may run after the next commits, and the row replaces every hard state up to now. Of the commit
-            # index only what is durable: entries beyond it may not come with this transaction.
-            status = replica.group.status()
-            log.truncate(replica.shard, index, term, (status.term, status.vote, max(min(status.commit, status.persisted), index)))
-
-        self._engine.with_log(change)
-        replica.group.compact(index)
+        with suppress(Unavailable), replica.guarding():
+            index, term = replica.durable_index, replica.durable_term
+            total = sum(one.log_bytes for one in self._engine.replicas.values())
+            if keeps_for_others and (kept := replica.truncation_index(self._kept_max(total))) < index:
+                known = replica.group.term_at(kept)
+                if known is None:
+                    return
+                index, term = kept, known
+            self._engine.with_log(lambda log: _truncate_log(log, replica, index, term))
+            replica.group.compact(index)
 
     def _kept_max(self, total: int) -> int:
         """How long a replica's log may be for the sake of members that are behind. One that has just got a snapshot needs all that came
@@ -344,3 +342,12 @@ class Upkeep:
         if not self._is_complete:
             # A flush or a reader was in the way somewhere: once more, later.
             self.note_purge()
+
+
+def _truncate_log(log: LogStore, replica: Replica, index: int, term: int) -> None:
+    if replica.failure is not None or replica.group.poisoned:
+        return  # replaced meanwhile: the log's row is another replica's
+    # Read here, not before: this may run after the next commits, and the row replaces every hard state up to now. Of the commit index only
+    # what is durable: entries beyond it may not come with this transaction.
+    status = replica.group.status()
+    log.truncate(replica.shard, index, term, (status.term, status.vote, max(min(status.commit, status.persisted), index)))

@@ -48,7 +48,7 @@ MUTANTS = (
         (
             (
                 ENGINE,
-                "            if replica.is_resting or (not replica.has_peers and replica.leads and not replica.in_flight):\n",
+                "            if replica.is_resting or (not replica.has_peers and replica.leads and not replica.is_waited_for):\n",
                 "            if replica.is_resting or not replica.group.is_leader:\n",
             ),
         ),

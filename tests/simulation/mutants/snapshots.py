@@ -101,7 +101,8 @@ MUTANTS = (
         (
             (
                 MOVING,
-                "            or led.term < replica.group.term\n            or led.applied < replica.applied_index\n",
+                "            or led.term < (replica.applied_term if replica.group.poisoned else replica.group.term)\n"
+                "            or led.applied < replica.applied_index\n",
                 "",
             ),
         ),
