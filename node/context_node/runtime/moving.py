@@ -315,8 +315,8 @@ class Moves:
                 del self._snapshots[shard]
 
     def _forget_snapshot(self, shard: int) -> None:
-        replica, engine = self._node.shards.held(shard), self._node.engine
-        if replica is not None and replica.failure is None and engine is not None:
+        replica = self._node.shards.held(shard)
+        if replica is not None and replica.failure is None:
             with suppress(Unavailable), replica.guarding():
                 replica.group.clear_snapshot()
 
