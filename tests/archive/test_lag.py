@@ -126,12 +126,19 @@ def test_every_node_tells_how_its_archive_does_and_a_new_leader_knows_what_waits
         for number in range(24):
             append(nodes["n3"], f"talk-{number % 8}", f"message {number}")
         size = sum(len(line) for number in range(8) for line in history(nodes["n3"], f"talk-{number}"))
-        wait_until(lambda: view()["archive"]["lag_messages"] == 24, "all that waits to be told")
-        told = view()["archive"]
+        told: Any = None
+
+        def is_told() -> bool:
+            # Leaders move to where they belong, and a shard counts nowhere until its new one has looked.
+            nonlocal told
+            told = view()["archive"]
+            return bool(told["lag_messages"] == 24)
+
+        wait_until(is_told, "all that waits to be told")
         assert (told["is_healthy"], told["is_late"], told["cause"], told["lag_bytes"]) == (False, False, "unreachable", size)
         assert told["lag_s"] > 0
         assert "password" not in told["reason"]
-        assert {one["archive"]["cause"] for one in view()["nodes"]} == {"unreachable"}
+        wait_until(lambda: {one["archive"]["cause"] for one in view()["nodes"]} == {"unreachable"}, "every node to tell why")
         assert call(f"{nodes['n2'].url}/v1/cluster/self")[1]["archive"]["cause"] == "unreachable"
         nodes["n1"].send(signal.SIGKILL)
         nodes["n1"].wait_end()
@@ -152,12 +159,10 @@ def test_every_node_tells_how_its_archive_does_and_a_new_leader_knows_what_waits
         def said() -> str:
             return run_command("cluster", "status", "--url", nodes["n3"].url).stdout.decode()
 
-        # Leaders still move to where they belong, and a shard counts nowhere until its new one has looked.
         wanted = re.compile(r"^archive: NOT HEALTHY, 24 messages .*: Postgres cannot be reached", re.MULTILINE)
         wait_until(lambda: wanted.search(said()), "the status to tell what waits, and why")
         own.start()
-        wait_until(lambda: view()["archive"]["is_healthy"] and view()["archive"]["lag_messages"] == 0, "it to catch up", 60.0)
-        assert "archive: healthy, 0 messages" in said()
+        wait_until(lambda: "archive: healthy, 0 messages" in said(), "it to catch up", 60.0)
 
 
 def test_postgres_being_away_is_told_also_where_nobody_writes(own: PostgresServer, tmp_path: Path) -> None:

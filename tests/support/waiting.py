@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object], what: str, deadline_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, deadline_s: float = 30.0) -> None:
     """Return once `condition()` is true. Raises AssertionError naming `what` after `deadline_s` seconds."""
     give_up = time.monotonic() + deadline_s
     while not condition():
@@ -18,7 +18,7 @@ def wait_until(condition: Callable[[], object], what: str, deadline_s: float = 1
         time.sleep(0.001)
 
 
-async def until(condition: Callable[[], object], what: str, deadline_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], what: str, deadline_s: float = 30.0) -> None:
     """As `wait_until`, inside an event loop that goes on running meanwhile."""
     give_up = time.monotonic() + deadline_s
     while not condition():

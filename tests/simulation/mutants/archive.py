@@ -80,7 +80,10 @@ MUTANTS = (
     Mutant(
         "every replica copies, and with the term that it has heard of",
         "the fence: only the present leader changes anything",
-        ((ARCHIVER, "    return replica.leads\n", "    return replica.failure is None\n"),),
+        (
+            (ARCHIVER, "    return replica.leads\n", "    return replica.failure is None\n"),
+            (ARCHIVER, "if is_led(one) and one.applied_term == one.group.term}", "if is_led(one)}"),
+        ),
     ),
     Mutant(
         "a trim depends on what a replica has stored already",
