@@ -198,15 +198,12 @@ class Engine:
     def hand_over(self, replica: Replica, to: int) -> bool:
         """Have a leader give its leadership to the member `to`. False: that is no voter, or on its way to lead already, or the leader has
         just stopped."""
-        try:
-            with replica.guarding():
-                if not replica.group.transfer_leader(to):
-                    return False
-        except Unavailable:
-            return False
-        self.leaderships.hands_over(replica, to)
-        self.queue(replica)
-        return True
+        with suppress(Unavailable), replica.guarding():
+            if replica.group.transfer_leader(to):
+                self.leaderships.hands_over(replica, to)
+                self.queue(replica)
+                return True
+        return False
 
     def lost(self, node: int) -> None:
         """Messages to this node were lost: leaders probe its replicas before they stream to them again."""
